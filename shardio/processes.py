@@ -302,7 +302,7 @@ class Daemons:
             with suppress(InvalidStateError):  # nobody waits for it any more
                 try:
                     result = work()
-                except BaseException as error:
+                except BaseException as error:  # whatever it is, who waits for the result raises it
                     future.set_exception(error)
                 else:
                     future.set_result(result)

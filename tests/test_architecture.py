@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 import shardio
+from shardio.cli import _COMMANDS
 from shardio.planning.epoch import EpochPlan
 from shardio.reading.batch import Batch, SampleReader
 from shardio.reading.readahead import ReadAhead
@@ -202,6 +205,28 @@ def test_modules_and_functions_stay_short(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
             assert length <= 60, f"{node.name} has {length} lines"
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """Yield the texts of a module that are neither docstrings nor chosen by the reader."""
+    nodes = [*ast.walk(ast.parse(path.read_text("utf-8")))]
+    chosen = [node for node in nodes if isinstance(node, ast.Call)]
+    chosen = [node for node in chosen if getattr(node.func, "id", None) == "in_words"]
+    documented = [node for node in nodes if isinstance(node, ast.Expr)]
+    left_out = {each for node in [*chosen, *documented] for each in ast.walk(node)}
+    for node in nodes:
+        if node not in left_out and isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_options_are_named_as_the_reader_types_them() -> None:
+    """Functions of Python raise the same errors as commands: `argument` names the settings."""
+    commands = [getattr(import_module(f"shardio.cli.{name}"), name) for name in _COMMANDS]
+    options = {option for command in commands for each in command.params for option in each.opts}
+    for path in MODULES:
+        for text in () if part_of(path) in ("cli", "native") else texts_of(path):
+            whole = re.sub(r"shardio [a-z]+( [^;.,]*)?", "", text)  # a command for a terminal
+            assert not options.intersection(re.findall(r"--[a-z-]+", whole)), f"{path}: {text}"
 
 
 def test_the_read_pipe_is_one_short_function() -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from shardio.cli.pages import Part, page, table
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import say, say_json, size_text
+from shardio.cli.text import fields_text, say, say_json, size_text
 from shardio.cli.values import Command, allow_empty_option, max_pixels_option, store_options
 from shardio.errors import counted, escaped, shown
 from shardio.inspection.info import (
@@ -152,7 +152,7 @@ def _sentence(found: Info) -> str:
     of_classes = (
         "" if classes is None else f" of {counted(len(classes.counts), 'class', 'classes')}"
     )
-    fields = ", ".join(shown(field.name) for field in found.fields) or "none"
+    fields = fields_text((field.name, field.kind) for field in found.fields)
     return (
         f"{counted(found.samples, 'sample')}{of_classes} in {counted(len(found.shards), 'shard')}, "
         f"{size_text(found.bytes)}, with the fields {fields}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from shardio.cli.text import fields_text
 from shardio.cli.values import (
     allow_empty_option,
     parse_size,
@@ -77,6 +78,7 @@ def describe(summary: PackSummary, out: str) -> str:
         f"({summary.samples / summary.seconds:,.0f} samples/s, "
         f"{megabytes / summary.seconds:,.1f} MB/s)"
     ]
+    lines.append(f"fields: {fields_text(summary.fields.items())}")
     for name, samples in (summary.splits or {}).items():
         lines.append(f"{folder}/{name}: {counted(samples, 'sample')}")
     if summary.skipped:

@@ -7,11 +7,13 @@ import io
 import json
 import sys
 import textwrap
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 import click
 
+from shardio.errors import shown
 from shardio.processes import terminal_width
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -67,6 +69,12 @@ def size_text(count: int) -> str:
     while value >= 999.95 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
     return f"{value:,.1f} {_UNITS[unit]}" if unit else f"{count} B"
+
+
+def fields_text(types: Iterable[tuple[str, str]]) -> str:
+    """List names of fields, each with its type if this is called otherwise."""
+    named = (shown(name) if name == kind else f"{shown(name)} ({kind})" for name, kind in types)
+    return ", ".join(named) or "none"
 
 
 def say_json(result: Any, **more: Any) -> None:

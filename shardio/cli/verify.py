@@ -166,12 +166,14 @@ def _repaired(fixed: RepairSummary | None, new: str) -> str:
     new = without_secrets(new)
     if fixed is None:
         return f"{new}: not written, as there is nothing to repair"
-    entries = counted(fixed.dropped, "line", "lines")
-    losses = (
-        f"; {DROPPED_NAME} there lists what is lost ({entries}, of samples, and of the shards or "
-        "bytes that they were in)"
-    ) * bool(fixed.dropped)
-    return f"{new}: {counted(fixed.samples, 'sample')} in {counted(fixed.shards, 'shard')}{losses}"
+    made = f"{new}: {counted(fixed.samples, 'sample')} in {counted(fixed.shards, 'shard')}"
+    if not fixed.dropped:
+        return made
+    lost = counted(fixed.lost, "sample is", "samples are") if fixed.lost else "no known sample is"
+    damaged = f", {counted(fixed.damaged, 'shard is', 'shards are')} damaged or missing" * bool(
+        fixed.damaged
+    )
+    return f"{made}; {lost} lost{damaged}; {DROPPED_NAME} there says what and why"
 
 
 def _verdict(found: Verification) -> str:

@@ -58,6 +58,7 @@ from shardio.packing.sources.records import (
 from shardio.packing.sources.rules import KEY, FeaturePair, parse_features
 from shardio.packing.sources.tars import TarSource, has_tars
 from shardio.packing.sources.tfrecord import find_files, name_features
+from shardio.storage.base import restore
 from shardio.storage.compression import LONGEST_MAGIC, compression_of
 from shardio.storage.folder import Folder, final_name
 from shardio.storage.local import LOCAL, url_fault
@@ -150,7 +151,7 @@ def _features_of(
             raise error.at(
                 f"{shown(sample.path)}, field {quoted(field)}",
                 SampleError,
-                remedy="download or pack the shard again",
+                remedy=restore(),
                 shard=task.entry.name,
                 key=sample.key,
                 field=field,
@@ -203,7 +204,7 @@ def hold_record_folder(path: Path, made: str) -> Iterator[Folder]:
             else:
                 _remove_temporary(folder)
             yield folder
-        except BaseException:
+        except BaseException:  # whatever it is, a folder without records is left as it was
             if lock.read() != mine or not _record_files(folder):
                 lock.release()
                 if not existed:

@@ -24,7 +24,7 @@ import numpy as np
 
 from shardio.errors import CodecError, quoted
 from shardio.fields.base import LABEL_FIELD, Batching, Dense, FieldType
-from shardio.fields.boundary import decoder
+from shardio.fields.boundary import decoder, not_of_the_data
 from shardio.fields.summary import FieldSummary, summarize_numbers
 
 if TYPE_CHECKING:
@@ -173,6 +173,8 @@ def _npy_dtype(descr: object) -> np.dtype[np.generic]:
     try:
         _refuse_bytes_alias(descr)
         dtype = np.lib.format.descr_to_dtype(cast("list[tuple[str, str]]", descr))
+    except not_of_the_data(np.lib.format.descr_to_dtype):
+        raise
     except Exception as error:  # the bytes choose what is asked of NumPy, so any kind may come
         raise CodecError(
             f"broken .npy header: the dtype {quoted(descr)} is unknown ({error!s:.100})"

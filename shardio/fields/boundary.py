@@ -5,14 +5,16 @@ CodecError for bytes that do not decode, whatever the parser below it thought of
 type, deep recursion, an assertion of OpenCV. Whoever knows the sample adds the place.
 
 What is not the bytes' fault passes as it is: errors of storage (OSError), wrong arguments
-(UsageError), and memory that the machine does not have (MemoryError), since decoders compare sizes
-that bytes announce with their limits before they allocate.
+(UsageError), memory that the machine does not have (MemoryError), since decoders compare sizes
+that bytes announce with their limits before they allocate, and mistakes in the code: a missing name
+or library, and in shardio's own decoders a missing attribute. A user's parser may meet that one
+because of the bytes.
 """
 
 from __future__ import annotations
 
 from functools import wraps
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from shardio.errors import CodecError, ShardioError
 
@@ -23,7 +25,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MARK = "_is_decoder"
-_NOT_OF_THE_BYTES = (ShardioError, OSError, MemoryError)
+
+
+def not_of_the_data(function: Callable[..., Any]) -> tuple[type[Exception], ...]:
+    """Return the errors for which no data are to blame that a function gets."""
+    ours = str(function.__module__).partition(".")[0] == "shardio"
+    return (MemoryError, NameError, ImportError, *[AttributeError] * ours)
 
 
 def decoder(function: Callable[P, R]) -> Callable[P, R]:
@@ -34,11 +41,13 @@ def decoder(function: Callable[P, R]) -> Callable[P, R]:
     if _MARK in vars(function):
         return function
 
+    passed: tuple[type[Exception], ...] = (ShardioError, OSError, *not_of_the_data(function))
+
     @wraps(function)
     def decode(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except _NOT_OF_THE_BYTES:
+        except passed:
             raise
         except Exception as error:  # bytes choose what parsers meet, so any kind may come
             raise CodecError(f"the bytes do not decode: {type(error).__name__}: {error}") from error

@@ -16,7 +16,7 @@ from shardio.fields.base import FieldType
 from shardio.fields.recorded import merge_types
 from shardio.indexing.entry import ShardEntry
 from shardio.indexing.foreign import ForeignShard, open_local, open_stored
-from shardio.indexing.manifest import SAME_CLASSES, find_manifest, index_path
+from shardio.indexing.manifest import find_manifest, index_path, pack_with_same_classes
 from shardio.indexing.parts import (
     ShardPaths,
     is_packed,
@@ -146,7 +146,7 @@ def _common_classes(packed: Iterable[Catalog]) -> tuple[str, ...] | None:
         raise SituationError(
             "the folders were packed with different classes, so that equal labels mean "
             "different things",
-            remedy=SAME_CLASSES,
+            remedy=pack_with_same_classes(),
         )
     return classes.pop() if classes else None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from shardio.errors import IndexFileError, TarError
 from shardio.indexing.shard_index import ShardIndex, fetch_index, read_index
-from shardio.storage.base import FileStat, Storage, StoredBytes, StoredFile
+from shardio.storage.base import FileStat, Storage, StoredBytes, StoredFile, restore
 from shardio.storage.downloads import ComingShard, Downloads, RemoteShard
 from shardio.storage.local import LOCAL, FileBytes
 from shardio.storage.location import Location
@@ -192,7 +192,7 @@ class ShardEntry:
         return TarError(
             "the shard is missing",
             where=self.name,
-            remedy="download or pack it again",
+            remedy=restore(),
             shard=self.name,
         )
 
@@ -202,7 +202,7 @@ class ShardEntry:
                 f"the shard has {size} bytes, its index expects {self.size}, so it was changed or "
                 "truncated",
                 where=self.name,
-                remedy="download it again, or run `shardio index` on its folder if it is whole",
+                remedy=f"{restore()}, or run `shardio index` on its folder if it is whole",
                 shard=self.name,
             )
         if self.version not in (None, version):

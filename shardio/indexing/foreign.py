@@ -266,7 +266,7 @@ class _StoredShard:
                 file = file.wait_for_all() or file
             try:
                 index = self._unpack(shard, file, index)
-            except BaseException:
+            except BaseException:  # whatever it is, half a shard must not stay in the cache
                 shard.cache.discard(self.raw)
                 raise
         elif index is None:

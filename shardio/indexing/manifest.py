@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from shardio.errors import IndexFileError, TarError, quoted
+from shardio.errors import IndexFileError, TarError, in_words, quoted
 from shardio.fields.base import FieldType
 from shardio.fields.recorded import record_type, restore_type
 from shardio.indexing.shard_index import ShardIndex, encode_index
@@ -73,8 +73,9 @@ class Manifest:
     types: Mapping[str, FieldType] | None = None
 
 
-SAME_CLASSES = "pack them again with the same list of names (--classes names.txt)"
-"""Advice for folders whose classes are numbered differently."""
+def pack_with_same_classes(what: str = "them again") -> str:
+    """Return the advice for folders whose classes are numbered differently."""
+    return f"pack {what} with the same list of names, {in_words('classes=', '--classes names.txt')}"
 
 
 def class_conflict(

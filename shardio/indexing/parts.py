@@ -17,7 +17,7 @@ import braceexpand
 from shardio.errors import IndexFileError, RemoteDenied, SituationError, UsageError, quoted
 from shardio.indexing.manifest import MANIFEST_NAME, PACKING_NAME, Manifest
 from shardio.processes import in_threads
-from shardio.storage.base import Storage
+from shardio.storage.base import Storage, restore
 from shardio.storage.compression import COMPRESSED_SUFFIXES
 from shardio.storage.location import Location, Options, locate
 
@@ -185,8 +185,7 @@ def refuse_missing(folder: Path | Location, manifest: Manifest) -> None:
             f"{len(missing)} of {len(manifest.shards)} shards are missing, the first is "
             f"{missing[0]}",
             where=folder,
-            remedy="restore them, or pack the same samples into a new folder and copy these shards "
-            "from there, which are the same to the byte",
+            remedy=restore("these shards"),
         )
 
 

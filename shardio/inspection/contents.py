@@ -167,8 +167,12 @@ class SampleCheck:
         return rank, name not in self._types[name].names, name
 
 
-def _too_large() -> CodecError:
-    return CodecError(
+class TooLargeError(CodecError):
+    """Data that may be sound, and that this machine has too little memory to decode."""
+
+
+def _too_large() -> TooLargeError:
+    return TooLargeError(
         "this machine has too little memory to decode it",
         remedy="verify it on a machine with more memory",
     )

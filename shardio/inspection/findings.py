@@ -43,7 +43,7 @@ from shardio.indexing.parts import (
     list_parts,
 )
 from shardio.packing.layout import WORK_FOLDER
-from shardio.storage.base import Storage
+from shardio.storage.base import Storage, restore
 from shardio.storage.folder import final_name
 from shardio.storage.location import Location, Options
 
@@ -416,7 +416,7 @@ def _missing(shards: list[ScopedShard]) -> list[Finding]:
             shard=str(shard.path),
             what="the shard is missing; the manifest lists "
             f"{counted(shard.receipt.samples, 'sample')} in it",
-            remedy="fetch or pack it again",
+            remedy=restore(),
         )
         for shard in shards
         if shard.missing and shard.receipt is not None

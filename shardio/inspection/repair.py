@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from os import PathLike, fspath
 from pathlib import Path
 from typing import NamedTuple
@@ -36,22 +36,27 @@ from shardio.fields.recorded import merge_types
 from shardio.indexing.manifest import MANIFEST_NAME, index_path
 from shardio.indexing.scan import MemberGroup, group_members
 from shardio.indexing.shard_index import ShardIndex, read_index
-from shardio.inspection.contents import FieldCheck
+from shardio.inspection.contents import FieldCheck, TooLargeError
 from shardio.inspection.counts import general_name
 from shardio.inspection.findings import ScopedShard, SourcePart, find_parts
 from shardio.naming import split_member_name
 from shardio.packing.engine import Engine, Ticker, make_engine
-from shardio.packing.job import PackJob, PackSummary, Progress, run_job
+from shardio.packing.job import PackJob, Progress, run_job
 from shardio.packing.layout import DROPPED_NAME, WORK_FOLDER
 from shardio.packing.listing import SampleList, SampleListWriter
 from shardio.packing.plan import ImageEncoding, Sharding
-from shardio.packing.sources.base import FromRange, Problem, SourceField, SourceSample
+from shardio.packing.sources.base import FromRange, Problem, Source, SourceField, SourceSample
 from shardio.storage.base import StoredBytes
 from shardio.storage.compression import decompress, find_compression
 from shardio.storage.folder import Folder, refuse_inside
 from shardio.storage.local import FileBytes
 from shardio.storage.location import Location, Options, locate
 from shardio.tar.salvage import Walk, walk_members
+
+
+@dataclass(frozen=True, slots=True)
+class LostSample(Problem):
+    """Problem because of which a sample is left out; others are of shards and single members."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +156,7 @@ def _unreadable(name: str, index: ShardIndex | None, reason: str) -> Iterator[Pr
     """Yield a problem for a shard and for each sample of its index."""
     yield Problem(path=name, reason=reason)
     for key in () if index is None else map(index.key, range(len(index))):
-        yield Problem(path=f"{name}: {key}", reason=reason)
+        yield LostSample(path=f"{name}: {key}", reason=reason)
 
 
 def _open_index(shard: ScopedShard) -> ShardIndex | None:
@@ -223,10 +228,10 @@ class _Shard:
                 elsewhere.pop((key, name), None)
             yield self._judge(key, fields, reason, verified=True)
         for (key, name), (offset, *_) in elsewhere.items():
-            yield self._problem(
-                key,
-                f"the index does not list the field {quoted(name)} at byte {offset}, so it is left "
-                "out",
+            yield Problem(
+                path=self._place_of(key),
+                reason=f"the index does not list the field {quoted(name)} at byte {offset}, so it "
+                "is left out",
             )
 
     def _by_names(self) -> Iterator[SourceSample | Problem]:
@@ -241,10 +246,10 @@ class _Shard:
             fields = [_Field(name, self._place(number)) for name, number in numbers]
             yield self._judge(key, fields, broken.get(key))
             for name, number in group.repeated:
-                yield self._problem(
-                    key,
-                    f"another sample at byte {self._walk.members.offsets[number]} has this key "
-                    f"and different data in the field {quoted(name)}; the first is kept",
+                yield LostSample(
+                    path=self._place_of(key),
+                    reason=f"another sample at byte {self._walk.members.offsets[number]} has this "
+                    f"key and different data in the field {quoted(name)}; the first is kept",
                 )
 
     def _losses(self) -> Iterator[Problem]:
@@ -337,10 +342,10 @@ class _Shard:
         if reason is None:
             reason = self._fault(fields, verified=verified)
         if reason is not None:
-            return self._problem(key, reason)
+            return LostSample(path=self._place_of(key), reason=reason)
         return SourceSample(
             key=key,
-            path=f"{self._shard.path}: {key}",
+            path=self._place_of(key),
             fields=tuple(SourceField(*field) for field in fields),
         )
 
@@ -352,14 +357,21 @@ class _Shard:
             data = memoryview(self._data[place.offset : place.offset + place.size])
             fault = sample.fault(name, data)
             if fault is not None and not (verified and self._check.is_delivered(name, data)):
-                return f"field {quoted(name)} at byte {place.offset}: {fault.what}"
+                return f"field {quoted(name)} at byte {place.offset}: {_reason(fault)}"
         for name, result in sample.finish():
             if isinstance(result, CodecError):
-                return f"field {quoted(name)} at byte {offsets[name]}: {result.what}"
+                return f"field {quoted(name)} at byte {offsets[name]}: {_reason(result)}"
         return None
 
-    def _problem(self, key: str, reason: str) -> Problem:
-        return Problem(path=f"{self._shard.path}: {key}", reason=reason)
+    def _place_of(self, key: str) -> str:
+        return f"{self._shard.path}: {key}"
+
+
+def _reason(fault: CodecError) -> str:
+    """Return why readers refuse data; raise MemoryError if they may be sound."""
+    if isinstance(fault, TooLargeError):
+        raise MemoryError  # noqa: TRY004  it is the machine
+    return fault.what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,12 +384,17 @@ class RepairSummary:
         bytes: total size of these shards.
         dropped: number of entries in the dropped.jsonl files: samples that are not intact, and
             bytes and members of no known sample.
+        lost: number of samples left out; of those that no index and no header tells of any more,
+            as many as a manifest counts.
+        damaged: number of shards of which something is left out.
     """
 
     samples: int
     shards: int
     bytes: int
     dropped: int
+    lost: int
+    damaged: int
 
 
 def repair(
@@ -412,6 +429,7 @@ def repair(
     Raises:
         UsageError: an argument is invalid, or the source does not exist.
         PackError: a split has no intact samples, or the output is taken or inside the source.
+        MemoryError: this machine has too little memory to tell whether a sample is intact.
         OSError: the output cannot be written.
     """
     engine = make_engine("local", jobs)
@@ -435,16 +453,8 @@ def repair(
     ]
     if not done:
         raise PackError("no shards are left", where=name, remedy="fetch or pack them again")
-    return _add_up(done)
-
-
-def _add_up(parts: Sequence[PackSummary]) -> RepairSummary:
-    return RepairSummary(
-        samples=sum(each.samples for each in parts),
-        shards=sum(each.shards for each in parts),
-        bytes=sum(each.bytes for each in parts),
-        dropped=sum(each.skipped for each in parts),
-    )
+    names = [each.name for each in fields(RepairSummary)]
+    return RepairSummary(**{name: sum(getattr(each, name) for each in done) for name in names})
 
 
 def _repair_part(
@@ -455,7 +465,7 @@ def _repair_part(
     check: FieldCheck,
     engine: Engine,
     progress: Progress | None,
-) -> PackSummary:
+) -> RepairSummary:
     job = PackJob(
         sharding=sharding,
         splits=None,
@@ -469,7 +479,21 @@ def _repair_part(
         progress=progress,
         ledger=DROPPED_NAME,
     )
-    return run_job(out, job, lambda work: _Whole(part, work, engine, check))
+    opened = list[_Whole]()
+
+    def open_source(work: Folder) -> Source:
+        opened.append(_Whole(part, work, engine, check))
+        return opened[0]
+
+    packed, whole = run_job(out, job, open_source), opened[0]
+    return RepairSummary(
+        samples=packed.samples,
+        shards=packed.shards,
+        bytes=packed.bytes,
+        dropped=packed.skipped,
+        lost=whole.lost + packed.skipped - whole.told,  # others have the key of one before
+        damaged=whole.damaged,
+    )
 
 
 class _Whole:
@@ -486,6 +510,9 @@ class _Whole:
         root: base of relative paths; unused, since paths of shards are absolute.
         classes: class names; None if the manifest is missing or unreadable.
         types: types of fields that manifests record.
+        told: number of problems found, once all samples are taken.
+        lost: number of samples among these.
+        damaged: number of shards with a problem.
     """
 
     def __init__(self, part: SourcePart, work: Folder, engine: Engine, check: FieldCheck) -> None:
@@ -494,6 +521,7 @@ class _Whole:
         self.classes = part.manifest.classes if part.manifest is not None else None
         named = {field for shard in part.shards for field in shard.types}
         self.types = merge_types((str(each.path.parent), named, each.types) for each in part.shards)
+        self.told = self.lost = self.damaged = 0
         self._part = part
         self._engine = engine
         self._tasks = [
@@ -518,9 +546,16 @@ class _Whole:
         if self._part.manifest is None and manifest.exists():
             reason = "the manifest is corrupt, so its class names and field types are lost"
             yield Problem(path=str(manifest), reason=reason)
+            self.told += 1
         empty = True
-        for samples, problems in self._engine.run(find_whole, self._tasks, None):
+        found = self._engine.run(find_whole, self._tasks, None)
+        for shard, (samples, problems) in zip(self._part.shards, found, strict=True):
             yield from problems
+            lost = sum(isinstance(each, LostSample) for each in problems)
+            packed = len(samples) + lost if shard.receipt is None else shard.receipt.samples
+            self.told += len(problems)
+            self.lost += max(lost, packed - len(samples)) if problems else 0
+            self.damaged += bool(problems)
             for sample in samples:
                 empty = False
                 yield sample

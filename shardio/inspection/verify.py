@@ -17,7 +17,7 @@ from shardio.errors import counted, shown
 from shardio.fields.base import FieldType
 from shardio.fields.defaults import given_types
 from shardio.fields.limits import MAX_PIXELS
-from shardio.indexing.manifest import MANIFEST_NAME, SAME_CLASSES, class_conflict
+from shardio.indexing.manifest import MANIFEST_NAME, class_conflict, pack_with_same_classes
 from shardio.indexing.parts import ShardPaths
 from shardio.indexing.scan import group_members
 from shardio.inspection.contents import (
@@ -141,7 +141,7 @@ def _class_conflicts(parts: Sequence[SourcePart]) -> Iterator[Finding]:
             yield Finding(
                 shard=str(path / MANIFEST_NAME),
                 what=f"{what}, so that equal labels mean different things",
-                remedy=SAME_CLASSES,
+                remedy=pack_with_same_classes(),
             )
 
 

@@ -54,7 +54,7 @@ from shardio.inspection.counts import FieldSet, count_field_sets
 from shardio.inspection.findings import Finding, Findings, ScopedShard
 from shardio.packing.engine import Ticker
 from shardio.packing.listing import hash_key
-from shardio.storage.base import StoredBytes
+from shardio.storage.base import StoredBytes, restore
 from shardio.storage.compression import LONGEST_MAGIC, compression_of, decompress_file
 from shardio.storage.local import FileBytes
 from shardio.storage.location import Location
@@ -80,7 +80,7 @@ def _save() -> str:
 
 
 def _again() -> str:
-    return f"download or pack it again, or {_save()}"
+    return f"{restore()}, or {_save()}"
 
 
 class _Lost(NamedTuple):
@@ -616,7 +616,7 @@ def _describe_padding(offsets: Sequence[int], shard: ScopedShard, found: Finding
         found.add(
             f"the padding after the data of {counted(len(offsets), 'member')} is not zero",
             "readers skip it, but no tool writes such bytes, so the shard may be corrupt; "
-            "download or pack it again",
+            f"{restore()}",
             severity="note" if shard.receipt is None else "problem",
             offset=offsets[0],
         )

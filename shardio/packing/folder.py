@@ -131,11 +131,13 @@ class Ended:
         made: digest of what it was to make.
         bytes: bytes of all shards.
         image_sizes: number of different sizes of stored pixels; None for image files.
+        fields: names of the fields, sorted.
     """
 
     made: str
     bytes: int
     image_sizes: int | None
+    fields: Sequence[str] = ()  # which no lock of shardio 0.2 has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +260,10 @@ def _parse_line(line: bytes) -> Any:
 
 def _is_end(line: dict[str, Any]) -> bool:
     made = [type(line.get(name)) for name in ("made", "bytes", "image_sizes")]
-    return len(line) == 3 and made in ([str, int, int], [str, int, type(None)])
+    fields = line.get("fields", [])
+    named = isinstance(fields, list) and all(isinstance(each, str) for each in fields)
+    known = len(line.keys() - {"fields"}) == 3 and named
+    return known and made in ([str, int, int], [str, int, type(None)])
 
 
 def _is_part(name: object) -> bool:
@@ -429,7 +434,7 @@ def _claim(lock: Lock, claim: Claim | None, folder: Folder, parts: Sequence[str]
                 ours.append(part)
             else:
                 _refuse_output(folder, part)
-    except BaseException:
+    except BaseException:  # whatever it is, a folder that was not claimed is not locked
         if claim is None:
             lock.release()
         raise

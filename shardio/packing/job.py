@@ -33,14 +33,15 @@ from shardio.errors import (
     shown,
 )
 from shardio.fields.base import PIXELS_FIELD, FieldType
-from shardio.fields.defaults import combined_types
+from shardio.fields.defaults import combined_types, type_of
 from shardio.fields.formats import IMAGE_FIELDS
 from shardio.fields.pictures import Pixels
-from shardio.fields.recorded import record_type, types_to_record
+from shardio.fields.recorded import describe_type, record_type, types_to_record
 from shardio.indexing.manifest import (
     INDEX_FOLDER,
     Manifest,
     class_conflict,
+    pack_with_same_classes,
     read_manifest,
     write_manifest,
 )
@@ -143,6 +144,7 @@ class PackSummary:
         shards: number of shards.
         bytes: bytes of all shards.
         classes: number of classes that have names; None without.
+        fields: types of the fields by name, in words as those of shardio.info.
         splits: number of samples by split; None without splits.
         skipped: number of problems, each listed in the ledger.
         duplicates: number of samples that are the same as one before, each listed in
@@ -156,6 +158,7 @@ class PackSummary:
     shards: int
     bytes: int
     classes: int | None
+    fields: Mapping[str, str]
     splits: Mapping[str, int] | None
     skipped: int
     duplicates: int | None
@@ -238,6 +241,7 @@ def _pack(
                 made=made,
                 bytes=sum(shard.receipt.size for shard in packed),
                 image_sizes=len({size for shard in packed for size in shard.sizes}) or None,
+                fields=sorted({field for shard in packed for field in shard.fields}),
             )
             output.end(ended)
     if ended.made != made:
@@ -255,8 +259,8 @@ def _warn_of_other_classes(folder: Path, classes: Sequence[str]) -> None:
         with suppress(ShardioError, OSError):
             named = None if other.name == folder.name else read_manifest(other).classes
             if what := class_conflict(classes, folder, named or (), folder.with_name(other.name)):
-                remedy = "pack both with the same list of names (--classes names.txt)"
-                _LOG.warning("%s, beside it; if they are splits of one dataset, %s", what, remedy)
+                way = pack_with_same_classes("both")
+                _LOG.warning("%s, beside it; if they are splits of one dataset, %s", what, way)
                 return
 
 
@@ -353,6 +357,7 @@ def _summarize(plan: _Plan, ended: Ended, *, seconds: float) -> PackSummary:
         shards=len(plan.tasks),
         bytes=ended.bytes,
         classes=len(plan.classes) if plan.classes else None,
+        fields={name: describe_type(type_of(name, given=plan.types)) for name in ended.fields},
         splits=None if WHOLE in parts else parts,
         skipped=len(plan.listing.problems),
         duplicates=plan.duplicates,

@@ -517,8 +517,8 @@ def _first_epoch(verdict: Verdict | None, seen: Evidence, store: StoreLimits) ->
         changes.append(Change(text=text, gain=min(larger, most)))
     if store.cached < 1:
         text = (
-            f"Raise cache_limit to {store.total_bytes / 1e9:,.1f} GB: the cache may hold "
-            f"{store.cached:.0%} of the dataset, and later epochs fetch the rest again"
+            f"Raise {argument('cache_limit')} to {store.total_bytes / 1e9:,.1f} GB: the cache may "
+            f"hold {store.cached:.0%} of the dataset, and later epochs fetch the rest again"
         )
         changes.append(Change(text=text, gain=most))
     changes.sort(key=lambda change: -(change.gain or 0))
@@ -578,11 +578,11 @@ def _packing(
     decoding = share * (costs.cpu + costs.idle + costs.planned)
     side = round(settings.size * _MARGIN)
     if ceilings.side <= _TINY:
-        how, saved = f"--store raw --resize {ceilings.side:.0f}", decoding
+        how, saved = f"shardio pack --store raw --resize {ceilings.side:.0f}", decoding
     elif 0 < side < ceilings.side:
-        how, saved = f"--resize {side}", decoding * (1 - (side / ceilings.side) ** 2)
+        how, saved = f"shardio pack --resize {side}", decoding * (1 - (side / ceilings.side) ** 2)
     else:
         return
     gain = costs.cpu / max(costs.cpu - saved, 1e-9)
     most = (verdict.rate_without or rate) / rate  # seen in another measurement than the costs
-    yield Change(text=f"Pack again: shardio pack {how}", gain=min(gain, most))
+    yield Change(text=f"Pack again: {how}", gain=min(gain, most))

@@ -98,9 +98,8 @@ def costs_of(alone: Evidence, ceilings: Ceilings, batch_size: int) -> SampleCost
             remedy=f"give greater {argument('seconds')}",
         )
     waited = alone.receiving * alone.seconds / alone.samples * 1e6
-    wall = sum(part.wall for part in (stages.read, stages.decode, stages.transform, stages.batch))
     planned = max(waited - stages.cpu, 0.0)
-    idle = max(wall - stages.cpu - stages.delay, 0.0)
+    idle = max(stages.wall - stages.cpu - stages.delay, 0.0)
     whole = max(1e6 / ceilings.loop_one - planned, 1.0)  # of shares: one loop alone may be off
     cpu = whole * stages.cpu / (stages.cpu + idle)
     releases = _RELEASES_OF_CORE if is_active() else _RELEASES

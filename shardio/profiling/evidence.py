@@ -16,7 +16,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from time import perf_counter, perf_counter_ns, thread_time_ns
@@ -33,8 +33,9 @@ _FORMAT = struct.Struct("=12q")
 _MOST_RECORDS = 1 << 14  # kept of a thread, the last ones, 1.5 MB
 _MOST_FILES = 64  # read, the newest; each epoch may start threads
 _LEAST_DELAYED = 2_000_000  # ns; for shorter chunks, asking for the delay costs too much
-STAGES = "read", "decode", "transform"
-_CHUNK, _SAMPLE = 1, 2
+_RECORDED = "read", "decode", "transform"  # in the record of a sample
+STAGES = *_RECORDED, "map"
+_CHUNK, _SAMPLE, _MAP = 1, 2, 3
 _TRIALS = 200
 _IN_A_LOOP = 3
 RECORD = np.dtype(
@@ -47,9 +48,10 @@ RECORD = np.dtype(
         ("cpu", np.int64, (4,)),
     ]
 )
-"""Times in ns. In a sample's record, wall and cpu are those of read, decode and transform. In a
-chunk's, wall is that of the whole, read, decode and transform; cpu is that of the whole, the run
-queue's delay, and the thread's CPU time when the chunk began."""
+"""Times in ns. In a sample's record, wall and cpu are those of read, decode and transform; map has
+a record of its own, since it may run when the native core has filled the whole chunk. In a chunk's,
+wall is that of the whole, read, decode and transform; cpu is that of the whole, the run queue's
+delay, the thread's CPU time when the chunk began, and the wall time of map."""
 
 ProducerKind = Literal["processes", "threads", "here"]
 """Kind of what makes batches: worker processes, threads, or the loop's own thread."""
@@ -122,10 +124,10 @@ class Stage:
         p99: wall time that one sample of a hundred exceeds.
     """
 
-    wall: float
-    cpu: float
-    p50: float
-    p99: float
+    wall: float = 0.0
+    cpu: float = 0.0
+    p50: float = 0.0
+    p99: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,13 +138,14 @@ class Stages:
         read: getting the bytes from storage and checking them.
         decode: turning bytes into pixels or values.
         transform: crop, resize, the user's transform.
+        map: the user's functions on whole samples; nothing without one.
         batch: the rest of filling a batch; its p50 and p99 are those of chunks.
         outside: CPU time between chunks: the plan, and handing batches over.
         waiting: other time between chunks, when nobody asked for a batch.
         total: wall time of all these parts, measured as one.
         delay: part of the total that threads waited for a core.
-        lock: part of decode, transform and batch in which the thread neither ran nor waited for a
-            core: the wait for the interpreter's lock, or for what a transform waits for.
+        lock: part of decode, transform, map and batch in which the thread neither ran nor waited
+            for a core: the wait for the interpreter's lock, or for what a transform waits for.
         bytes: stored bytes.
         recorded: share of the samples that was recorded.
         overhead: share of the time that recording took.
@@ -160,11 +163,22 @@ class Stages:
     bytes: float
     recorded: float
     overhead: float
+    map: Stage = Stage()
+
+    @property
+    def by_name(self) -> dict[str, Stage]:
+        """Stages that samples went through, in order."""
+        return {n: getattr(self, n) for n in (*STAGES, "batch") if n != "map" or self.map.wall}
+
+    @property
+    def wall(self) -> float:
+        """Wall time of a sample in these stages."""
+        return sum(part.wall for part in self.by_name.values())
 
     @property
     def cpu(self) -> float:
         """CPU time of a sample in its thread."""
-        return sum(part.cpu for part in (self.read, self.decode, self.transform, self.batch))
+        return sum(part.cpu for part in self.by_name.values())
 
     def parts(self, delay: float) -> dict[str, float]:
         """Return the time of each stage, and that between chunks, without the wait for a core.
@@ -175,7 +189,7 @@ class Stages:
         Args:
             delay: microseconds of a sample that its thread waited for a core.
         """
-        stages = {name: getattr(self, name) for name in (*STAGES, "batch")}
+        stages = self.by_name
         off = {name: max(one.wall - one.cpu, 0.0) for name, one in stages.items()}
         left = 1 - min(delay / max(sum(off.values()), 1e-9), 1.0)
         parts = {name: stages[name].wall - off[name] * (1 - left) for name in stages}
@@ -323,7 +337,7 @@ class Evidence:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Evidence:
-        """Make the evidence that to_json was called on."""
+        """Make evidence of the values that asdict returned."""
         found = dict(values)
         found["producers"] = tuple(Producer(**part) for part in found["producers"])
         for name in ("slices", "turns", "maps"):
@@ -335,28 +349,14 @@ class Evidence:
             found["stages"] = Stages(**parts)
         return cls(**found)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the values as JSON takes them."""
-        return asdict(self)
-
-
-def filling_shares(records: Sequence[ThreadRecords]) -> dict[tuple[int, int], float]:
-    """Return the share of the time that each thread filled batches, by process and thread."""
-    shares = {}
-    for thread in records:
-        chunks = thread.chunks
-        if len(chunks) > 1:
-            walls = chunks["wall"][:, 0]
-            whole = int(chunks["start"][-1] + walls[-1] - chunks["start"][0])
-            shares[thread.process, thread.thread] = float(walls.sum()) / max(whole, 1)
-    return shares
-
 
 def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
     """Return the stages of a sample, from the records of all threads; None if there are none."""
-    chunks = np.concatenate([thread.chunks for thread in records]) if records else None
-    samples = np.concatenate([thread.samples for thread in records]) if records else None
-    if chunks is None or samples is None or not len(samples) or not chunks["samples"].sum():
+    if not records:
+        return None
+    of_threads = ((each.chunks, each.samples, each.maps) for each in records)
+    chunks, samples, maps = map(np.concatenate, zip(*of_threads, strict=True))
+    if not len(samples) or not chunks["samples"].sum():
         return None
     count = int(chunks["samples"].sum())
     weights = samples["samples"]
@@ -364,27 +364,27 @@ def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
     means = chunks["wall"].sum(axis=0) / count / 1e3
     cpu_means = cpus.sum(axis=0) / weights.sum() / 1e3
     per_sample = walls / weights[:, None] / 1e3
-    rest = chunks["wall"][:, 0] - chunks["wall"][:, 1:].sum(axis=1)
-    whole_cpu, delay = (float(chunks["cpu"][:, at].sum()) / count / 1e3 for at in (0, 1))
-    batch_wall, batch_cpu = float(rest.sum()) / count / 1e3, whole_cpu - float(cpu_means.sum())
-    mapped = max(float(means[3]) - float(walls[:, 2].sum() / weights.sum()) / 1e3, 0.0)
-    if mapped and batch_cpu > 0:  # a map= may run after the record of its sample has ended
-        moved = batch_cpu * mapped / (mapped + batch_wall)
-        cpu_means[2], batch_cpu = cpu_means[2] + moved, batch_cpu - moved
+    rest = chunks["wall"][:, 0] - chunks["wall"][:, 1:].sum(axis=1) - chunks["cpu"][:, 3]
+    whole_cpu, delay, _, map_wall = (chunks["cpu"].sum(axis=0) / count / 1e3).tolist()
     stages = {
         name: _stage(means[place + 1], cpu_means[place], per_sample[:, place])
-        for place, name in enumerate(STAGES)
+        for place, name in enumerate(_RECORDED)
     }
+    if len(maps):
+        running = maps["cpu"][:, 0].sum() / max(maps["wall"][:, 0].sum(), 1)
+        stages["map"] = _stage(map_wall, map_wall * running, maps["wall"][:, 0] / 1e3)
+    batch_cpu = whole_cpu - sum(stage.cpu for stage in stages.values())
     some = chunks["samples"] > 0  # none in what replaces bad samples
     each = rest[some] / chunks["samples"][some] / 1e3
-    batch = _stage(batch_wall, max(batch_cpu, 0.0), each)
+    batch = _stage(rest.sum() / count / 1e3, max(batch_cpu, 0.0), each)
     outside, waiting, total = (value / count / 1e3 for value in _gaps(records))
-    cpu = stages["decode"].cpu + stages["transform"].cpu + batch.cpu
-    wall = stages["decode"].wall + stages["transform"].wall + batch.wall
-    read = stages["read"]  # which cannot have waited for a core for longer than it did not run
+    read = stages["read"]
+    cpu = sum(stage.cpu for stage in stages.values()) - read.cpu + batch.cpu
+    wall = sum(stage.wall for stage in stages.values()) - read.wall + batch.wall
+    # Reading cannot have waited for a core for longer than it did not run.
     delayed = max(delay * cpu / max(whole_cpu, 1e-9), delay - max(read.wall - read.cpu, 0.0))
     sample_cost, chunk_cost = costs_of_recording()
-    recorded = min(float(weights.sum()) / count, 1.0)
+    spent = (len(samples) + len(maps)) * sample_cost + len(chunks) * chunk_cost
     return Stages(
         **stages,
         batch=batch,
@@ -394,11 +394,8 @@ def stages_of(records: Sequence[ThreadRecords]) -> Stages | None:
         delay=delay,
         lock=max(wall - cpu - delayed, 0.0),
         bytes=float(chunks["bytes"].sum()) / count,
-        recorded=recorded,
-        overhead=(len(samples) * sample_cost + len(chunks) * chunk_cost)
-        / count
-        * 1e6
-        / max(total, 1e-9),
+        recorded=min(float(weights.sum()) / count, 1.0),
+        overhead=spent * 1e6 / count / max(total, 1e-9),
     )
 
 
@@ -432,12 +429,14 @@ class ThreadRecords(NamedTuple):
         thread: number of the thread.
         chunks: records of chunks, RECORD [n].
         samples: records of samples, RECORD [m].
+        maps: records of what functions on whole samples took, RECORD [k].
     """
 
     process: int
     thread: int
     chunks: NDArray[Any]
     samples: NDArray[Any]
+    maps: NDArray[Any]
 
 
 class Recorder:
@@ -485,8 +484,8 @@ class Recorder:
                 continue
             records = records[(records["kind"] > 0) & (records["start"] >= since)]
             records = records[np.argsort(records["start"], kind="stable")]
-            chunks, samples = (records[records["kind"] == kind] for kind in (_CHUNK, _SAMPLE))
-            found.append(ThreadRecords(process, thread, chunks, samples))
+            of_kinds = (records[records["kind"] == kind] for kind in (_CHUNK, _SAMPLE, _MAP))
+            found.append(ThreadRecords(process, thread, *of_kinds))
         return found
 
     def close(self) -> None:
@@ -548,11 +547,11 @@ class _File:
         self._until = (self._until or self._every) - 1
         return not self._until
 
-    def heed(self, wall: int, samples: int) -> None:
-        """Adapt to the budget, given the time that some samples took."""
+    def heed(self, wall: int, records: int) -> None:
+        """Adapt to the budget, given the time of a chunk, and how many records it may have."""
         self.slow = wall >= _LEAST_DELAYED
-        if samples and wall:
-            wanted = self._cost * 1e9 * samples / wall / self._budget
+        if records and wall:
+            wanted = self._cost * 1e9 * records / wall / self._budget
             self._every = max(1, round(wanted))
 
     def delay(self) -> int:
@@ -583,9 +582,9 @@ class _ChunkWatch(Stopwatch):
         wall, cpu = perf_counter_ns() - self._start, thread_time_ns() - self._cpu_before
         times, file = self.times, self._file
         walls = wall, times.read, times.decode, times.transform
-        uses = cpu, file.delay() - self._delay, self._cpu_before, 0
+        uses = cpu, file.delay() - self._delay, self._cpu_before, times.map
         file.write(_CHUNK, self._start, times.samples, times.bytes, *walls, *uses)
-        file.heed(wall, times.samples)
+        file.heed(wall, times.samples * (2 if times.map else 1))
         return times
 
 
@@ -624,6 +623,14 @@ class _SampleWatch(_ChunkWatch):
         """See Stopwatch."""
         super().transformed()
         self._count(2)
+
+    def mapped(self) -> None:
+        """See Stopwatch."""
+        start, cpu = self._last, self._last_cpu
+        super().mapped()
+        self._count(3)
+        times = self._last - start, self._last_cpu - cpu
+        self._file.write(_MAP, start, 1, 0, times[0], 0, 0, 0, times[1], 0, 0, 0)
 
     def add(self, read: int, decode: int, transform: int, size: int) -> None:
         """See Stopwatch; what waits in the native core is reading."""

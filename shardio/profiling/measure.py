@@ -151,7 +151,7 @@ def _run(settings: ProfileSettings, topology: Topology, request: dict[str, Any])
     speed = (speed + loop_speed(dataset, cores, beside)) / 2
     if request.get("trace"):
         write_trace(request["trace"], seen.received, seen.records)
-    return {"evidence": seen.evidence.to_json(), "waits": _waits(seen), "speed": speed}
+    return {"evidence": asdict(seen.evidence), "waits": _waits(seen), "speed": speed}
 
 
 def _open(settings: ProfileSettings) -> ShardDataset:
@@ -247,7 +247,7 @@ def _step(settings: ProfileSettings) -> Callable[[Any], object]:
         def step(batch: Any) -> None:
             try:
                 train(batch)
-            except Exception as error:
+            except Exception as error:  # of the user's function
                 kind = type(error).__name__
                 raise SituationError(
                     f"it raised {kind} for a batch: {error}", where=place
@@ -371,6 +371,8 @@ def _trace_thread(thread: ThreadRecords) -> Iterator[dict[str, Any]]:
             if wall:
                 yield _event(stage, process, number, start, wall)
             start += wall
+    for one in thread.maps:
+        yield _event("map", process, number, one["start"], one["wall"][0])
 
 
 def _event(

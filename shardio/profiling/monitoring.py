@@ -37,7 +37,6 @@ from shardio.profiling.evidence import (
     Recorder,
     Stages,
     ThreadRecords,
-    filling_shares,
     stages_of,
 )
 from shardio.profiling.report import STAGE_TITLES, stage_rows
@@ -350,11 +349,15 @@ def _turns(rows: Sequence[Received], producers: int) -> tuple[float, ...]:
 def _with_filling(
     producers: Sequence[Producer], records: Sequence[ThreadRecords]
 ) -> tuple[Producer, ...]:
-    shares = filling_shares(records)
+    """Add the share of the time in which each process or thread filled batches."""
     by_number: dict[int, float] = {}
-    for (process, thread), share in shares.items():
-        for number in (process, thread):
-            by_number[number] = max(by_number.get(number, 0.0), share)
+    for thread in records:
+        if len(chunks := thread.chunks) > 1:
+            walls = chunks["wall"][:, 0]
+            whole = int(chunks["start"][-1] + walls[-1] - chunks["start"][0])
+            share = float(walls.sum()) / max(whole, 1)
+            for number in (thread.process, thread.thread):
+                by_number[number] = max(by_number.get(number, 0.0), share)
     return tuple(replace(one, filling=by_number.get(one.number)) for one in producers)
 
 

@@ -387,7 +387,7 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
         )
         try:
             code = process.wait()
-        except BaseException:
+        except BaseException:  # Ctrl-C, above all: nothing is left that measures
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from shardio.errors import SituationError, argument, counted
 from shardio.profiling.claims import Measurement
 from shardio.profiling.claims import notices as notices_of
-from shardio.profiling.evidence import STAGES, Evidence, ProducerKind, Stages
+from shardio.profiling.evidence import Evidence, ProducerKind, Stages
 from shardio.profiling.store import MOST_BYTES, MOST_SECONDS, StoreLimits, megabytes
 from shardio.profiling.verdict import Bottleneck
 
@@ -31,7 +31,9 @@ RUN_TITLES = "measured", "samples/s", "±", "predicted", "off", "waits", "first"
 PREDICTION_TITLES = "predicted", "cores", "samples/s", "waits"
 STAGE_TITLES = "stage", "wall", "CPU", "p50", "p99", "share"
 
-_OF_THE_PRODUCERS: frozenset[Bottleneck] = frozenset({"decode", "transform", "loader", "lock"})
+_OF_THE_PRODUCERS: frozenset[Bottleneck] = frozenset(
+    {"decode", "transform", "map", "loader", "lock"}
+)
 _KINDS: tuple[tuple[ProducerKind, str, str], ...] = (
     ("threads", "threads", "one"),
     ("processes", "workers", "two"),
@@ -161,7 +163,7 @@ def _still_known(result: Profile) -> list[str]:
     stages = result.runs[result.best].evidence.stages
     found = _step_waits(result)
     if stages is not None:
-        parts = (f"{name} {getattr(stages, name).cpu:,.0f}" for name in (*STAGES, "batch"))
+        parts = (f"{name} {part.cpu:,.0f}" for name, part in stages.by_name.items())
         found.append(f"A sample takes {stages.cpu:,.0f} µs of CPU time: {', '.join(parts)}.")
     return found
 
@@ -216,8 +218,7 @@ def stage_rows(stages: Stages) -> list[tuple[str, ...]]:
     """Return a row for each part of a sample's time, under STAGE_TITLES, in microseconds."""
     rows: list[tuple[str, ...]] = []
     total = max(stages.total, 1e-9)
-    for name in ("read", "decode", "transform", "batch"):
-        part = getattr(stages, name)
+    for name, part in stages.by_name.items():
         times = [f"{value:,.1f}" for value in (part.wall, part.cpu, part.p50, part.p99)]
         rows.append((name, *times, f"{part.wall / total:.0%}"))
     rest = ("plan, hand over", stages.outside), ("idle", stages.waiting)
@@ -557,9 +558,7 @@ def _limits(result: Profile, best: Measurement) -> str:
 
 
 def _stage_bars(stages: Stages) -> str:
-    parts = [
-        (name, getattr(stages, name).wall) for name in ("read", "decode", "transform", "batch")
-    ]
+    parts = [(name, part.wall) for name, part in stages.by_name.items()]
     parts += [("plan, hand over", stages.outside), ("idle", stages.waiting)]
     total = max(stages.total, 1e-9)
     bars = [

@@ -12,12 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from shardio.errors import counted
-from shardio.profiling.evidence import (
-    Evidence,
-    Producer,
-    Stages,
-)
+from shardio.errors import argument, counted
+from shardio.profiling.evidence import Evidence, Producer
 from shardio.storage.downloads import CONNECTIONS
 
 Bottleneck = Literal[
@@ -35,6 +31,7 @@ Bottleneck = Literal[
     "prefetch",
     "decode",
     "transform",
+    "map",
     "loader",
     "workers",
 ]
@@ -110,7 +107,7 @@ def judge(evidence: Evidence) -> Verdict:
     verdict = diagnose(evidence)
     if _waits(evidence) < WAITS_HARDLY and verdict.bottleneck not in CERTAIN:
         return replace(verdict, changes=(_FASTER_STEP,))
-    of_stages = {"decode", "transform", "loader", "workers"}
+    of_stages = {"decode", "transform", "map", "loader", "workers"}
     more = _more(evidence) if verdict.bottleneck in of_stages else ()
     advised = general(evidence, verdict.bottleneck)
     return replace(verdict, changes=(*verdict.changes, *more, *advised))
@@ -382,8 +379,8 @@ def _fetching(seen: Evidence, waits: str, gain: float) -> Verdict:
         rate_without=seen.rate * gain,
         changes=(
             Change(
-                text="Raise cache_limit to the size of the dataset: later epochs then fetch "
-                "nothing",
+                text=f"Raise {argument('cache_limit')} to the size of the dataset: later epochs "
+                "then fetch nothing",
                 gain=gain,
             ),
             MORE_CONNECTIONS,
@@ -396,14 +393,15 @@ def _lock(seen: Evidence) -> Verdict | None:
     stages = seen.stages
     if seen.kind != "threads" or stages is None or seen.number < 2:
         return None
-    share = seen.for_lock / _sample_time(stages)
+    share = seen.for_lock / stages.wall
     held = (seen.lock_wait or 0.0) > _LOCK_HELD_LONG
-    sleeping = stages.transform.wall - stages.transform.cpu > _MOSTLY * seen.for_lock
-    if share <= _LOCKED or (sleeping and not held):
+    own: Bottleneck = "map" if stages.map.cpu > stages.transform.cpu else "transform"
+    off = sum(part.wall - part.cpu for part in (stages.transform, stages.map))
+    if share <= _LOCKED or (off > _MOSTLY * seen.for_lock and not held):
         return None
     holder = "Python code"
-    if stages.transform.cpu > stages.decode.cpu:
-        holder = _transform_of(seen)
+    if max(stages.transform.cpu, stages.map.cpu) > stages.decode.cpu:
+        holder = _function(seen, own)
     gain = min(seen.number, seen.cores)
     return Verdict(
         bottleneck="lock",
@@ -416,7 +414,7 @@ def _lock(seen: Evidence) -> Verdict | None:
                 text=f"Use a DataLoader with num_workers={gain} in place of threads",
                 gain=1 / (1 - min(share, 0.95)),
             ),
-            *_lighter(seen),
+            *_lighter(seen, own),
         ),
     )
 
@@ -451,8 +449,9 @@ def _stages(seen: Evidence) -> Verdict:
     name = max(parts, key=lambda part: parts[part])
     bottleneck, what = _PARTS[name]
     cpu = ""
-    if name == "transform":
-        what, cpu = _transform_of(seen), f", {stages.transform.cpu:,.0f} of CPU time"
+    if bottleneck in {"transform", "map"}:
+        what = _function(seen, bottleneck)
+        cpu = f", {stages.by_name[name].cpu:,.0f} of CPU time"
     rest = sum(parts.values()) - parts[name]
     larger = Change(text=f"Use larger batches{_batch_size(seen)}", gain=None)
     return Verdict(
@@ -470,6 +469,7 @@ _PARTS: Mapping[str, tuple[Bottleneck, str]] = {
     "read": ("loader", "reading bytes and checking them"),
     "decode": ("decode", "decoding"),
     "transform": ("transform", "the transform"),
+    "map": ("map", "the map"),
     "batch": ("loader", "filling batches"),
     "outside": ("loader", "planning batches and handing them over"),
 }
@@ -531,17 +531,19 @@ def general(seen: Evidence, bottleneck: Bottleneck | None) -> tuple[Change, ...]
         gain=None,
     )
     shrinks = (resize,) if seen.maps and seen.whole else ()
-    if bottleneck == "transform":
-        return (*_lighter(seen), *shrinks)
+    if bottleneck in {"transform", "map"}:
+        return (*_lighter(seen, bottleneck), *shrinks)
     return (*(shrinks if bottleneck == "decode" else ()), *GENERAL.get(bottleneck, ()))
 
 
-def _lighter(seen: Evidence) -> tuple[Change, ...]:
-    """Advise a faster transform, by the kind of it."""
+def _lighter(seen: Evidence, bottleneck: Bottleneck) -> tuple[Change, ...]:
+    """Advise a faster transform or function on samples, by the kind of it."""
     ways = []
-    if seen.maps:
+    if bottleneck == "map":
         workers = "" if seen.kind == "processes" else "run it in workers, "
-        ways.append(f"Vectorise {_maps(seen)}, {workers}or store its result when packing")
+        ways.append(
+            f"Vectorise {_function(seen, bottleneck)}, {workers}or store its result when packing"
+        )
     elif seen.transform is not None:
         ways.append("Transform whole batches, on the device")
     else:
@@ -554,18 +556,11 @@ def _begin(what: str) -> str:
     return what if "=" in what.split(" ")[0] else what[0].upper() + what[1:]
 
 
-def _maps(seen: Evidence) -> str:
-    return f"map={', '.join(seen.maps)}"
-
-
-def _transform_of(seen: Evidence) -> str:
-    """Name what the stage transform does."""
-    parts = [_maps(seen)] if seen.maps else []
-    if seen.transform is not None:
-        parts.append(f"transform={seen.transform}")
-    elif not seen.whole:
-        parts.append("the crop")
-    return " with ".join(parts) if seen.maps or seen.transform is not None else "the transform"
+def _function(seen: Evidence, bottleneck: Bottleneck) -> str:
+    """Name what the stage transform or map does."""
+    if bottleneck == "map":
+        return f"map={', '.join(seen.maps)}" if seen.maps else "the map"
+    return "the transform" if seen.transform is None else f"transform={seen.transform}"
 
 
 def _more(seen: Evidence) -> tuple[Change, ...]:
@@ -611,11 +606,6 @@ def _ahead(seen: Evidence) -> str:
 
 def _batch_size(seen: Evidence) -> str:
     return ": a larger batch_size= of the ShardDataset" if seen.ours else ""
-
-
-def _sample_time(stages: Stages) -> float:
-    parts = stages.read, stages.decode, stages.transform, stages.batch
-    return sum(part.wall for part in parts)
 
 
 def _filling(one: Producer) -> float:

@@ -227,8 +227,8 @@ class Batch:
         except (CodecError, TransformError, UsageError) as error:
             raise self._located(error, shard, sample, error.field or field) from error
         if self._mapped is not None:
-            self._map(self._mapped, slot, shard, sample, {name: value for name, _, value in values})
-            watch.transformed()
+            by_name = {name: value for name, _, value in values}
+            self._map(self._mapped, slot, shard, sample, by_name, watch)
         if self._views is not None:
             self._views[slot] = views
 
@@ -239,12 +239,16 @@ class Batch:
         shard: OpenShard,
         sample: int,
         values: Mapping[str, Any],
+        watch: Stopwatch,
     ) -> None:
         """Apply the functions of the user to a decoded sample."""
         try:
             mapped.put(slot, shard.key(sample), values, self._stand_ins.get(slot))
         except (CodecError, TransformError, UsageError, Skip) as error:
             raise self._located(error, shard, sample, error.field or "") from error
+        finally:
+            if self._delivery.functions.map is not None:
+                watch.mapped()
 
     def put_rows(
         self, slots: range, gathered: Iterator[Gathered | None], watch: Stopwatch
@@ -319,12 +323,11 @@ class Batch:
                 for name, column in self._columns.items()
             }
             try:
-                self._map(self._mapped, slot, shard, sample, whole)
+                self._map(self._mapped, slot, shard, sample, whole, watch)
             except TransformError:
                 raise
             except SampleError as error:
                 self._note_fault(error, slot, shard, sample)
-            watch.transformed()
         if self._views is not None:
             self._views[slot] = views
         return True

@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch.multiprocessing import get_sharing_strategy
 
-from shardio.errors import ShardioError, UsageError, counted, quoted
+from shardio.errors import ShardioError, UsageError, argument, counted, quoted
 from shardio.processes import is_alive, new_lock
 from shardio.reading.kinds import BITS, as_array, as_tensor, map_values
 from shardio.storage.local import reserve
@@ -68,7 +68,7 @@ def _no_memory(entry: str, samples: int, size: int) -> ShardioError:
     return ShardioError(
         f"there is no memory for the {size:,} bytes of {quoted(entry)} in a batch of "
         f"{counted(samples, 'sample')}",
-        remedy="give a smaller batch_size, or a transform to a smaller size",
+        remedy=f"give a smaller {argument('batch_size')}, or a transform to a smaller size",
     )
 
 
@@ -367,7 +367,7 @@ def _check_sendable(value: Any) -> None:
         return
     try:
         ForkingPickler.dumps(value)
-    except Exception as error:
+    except Exception as error:  # of whatever the value is; the queue's thread would swallow it
         raise UsageError(
             f"a {type(value).__name__} of a batch cannot go from its worker to the training "
             f"process: {type(error).__name__}: {error}",
@@ -486,7 +486,7 @@ def _new_shared(size: int) -> Any:
         raise ShardioError(
             f"a worker process got no shared memory for {size:,} bytes of a batch ({reason})",
             remedy=(
-                "use fewer workers, a smaller prefetch_factor or batch_size, or "
+                f"use fewer workers, a smaller prefetch_factor or {argument('batch_size')}, or "
                 "shardio.Loader, whose threads need none; if /dev/shm is full, make it "
                 "larger (docker run --shm-size=8g)"
             ),

@@ -27,7 +27,7 @@ import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shardio.checks import is_whole, require, whole_number
-from shardio.errors import SituationError, UsageError, counted, quoted, shown
+from shardio.errors import SituationError, UsageError, argument, counted, quoted, shown
 from shardio.fields.image import forbid_opencv_threads
 from shardio.planning.epoch import DealtSteps, steps_of_worker
 from shardio.reading.epochs import EpochCounter, Position
@@ -158,7 +158,7 @@ class UnfinishedBatch(Protocol):
 def _no_memory(samples: int) -> SituationError:
     return SituationError(
         f"there is no memory for a batch of {counted(samples, 'sample')}",
-        remedy="give a smaller batch_size",
+        remedy=f"give a smaller {argument('batch_size')}",
     )
 
 

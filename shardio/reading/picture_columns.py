@@ -260,6 +260,8 @@ def _apply(transform: Callable[[torch.Tensor], Any], value: torch.Tensor) -> tor
         ) from error
     try:
         return torch.as_tensor(found).detach()
+    except MemoryError:
+        raise
     except Exception as error:  # of whatever it is
         kind = type(found).__name__
         raise TransformError(

@@ -200,15 +200,17 @@ def _by_function(
 ) -> NDArray[np.float64]:
     numbers, known = read_labels(catalog, samples, field)
     labels = [label if has else None for label, has in zip(numbers.tolist(), known, strict=True)]
+    keys = [*list_keys(catalog, samples)]
     try:
-        return _as_weights([*map(given, list_keys(catalog, samples), labels)])
+        found = [*map(given, keys, labels)]
     except ShardioError:
         raise
-    except Exception as error:
+    except Exception as error:  # of the user's function, and of nothing else
         raise UsageError(
             f"the function given as weights raised {type(error).__name__}: {error}",
             remedy="it takes the key and the label of a sample",
         ) from error
+    return _as_weights(found)
 
 
 def _by_label(

@@ -31,7 +31,7 @@ from shardio.errors import RemoteError, SampleError, ShardioError, TarError, quo
 from shardio.indexing.entry import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, decode_key
 from shardio.processes import new_lock
-from shardio.storage.base import StoredFile
+from shardio.storage.base import StoredFile, restore
 from shardio.storage.downloads import ComingShard, Downloads
 from shardio.storage.local import LOCAL, LocalShard, is_out_of_files, most_open_files, out_of_files
 from shardio.storage.shard_cache import NextUse
@@ -394,7 +394,7 @@ class OpenShard:
         return SampleError(
             "the data is not what was packed (CRC-32 differs)",
             where=self.place(sample, field),
-            remedy="download or pack the shard again",
+            remedy=restore(),
             shard=self.name,
             offset=offset,
             key=self.index.key(sample),

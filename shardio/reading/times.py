@@ -18,6 +18,7 @@ class StageTimes:
         read: ns to get bytes and check them.
         decode: ns from bytes to pixels or values.
         transform: ns to crop, resize and transform.
+        map: ns in the user's functions on whole samples, and to place what they return.
         samples: number of samples read.
         bytes: number of bytes read.
     """
@@ -25,6 +26,7 @@ class StageTimes:
     read: int = 0
     decode: int = 0
     transform: int = 0
+    map: int = 0
     samples: int = 0
     bytes: int = 0
 
@@ -33,6 +35,7 @@ class StageTimes:
         self.read += other.read
         self.decode += other.decode
         self.transform += other.transform
+        self.map += other.map
         self.samples += other.samples
         self.bytes += other.bytes
 
@@ -70,6 +73,11 @@ class Stopwatch:
         """Record a picture transformed."""
         last, self._last = self._last, perf_counter_ns()
         self.times.transform += self._last - last
+
+    def mapped(self) -> None:
+        """Record a whole sample that went through the user's functions."""
+        last, self._last = self._last, perf_counter_ns()
+        self.times.map += self._last - last
 
     def add(self, read: int, decode: int, transform: int, size: int) -> None:
         """Record the stages of samples that were read at once.

@@ -186,6 +186,13 @@ class StoredBytes:
             yield self[first : min(first + _PIECE, end)]
 
 
+def restore(shards: str = "the shard") -> str:
+    """Return the advice for shards that are lost or damaged; no folder is packed a second time."""
+    return (
+        f"restore {shards}, or pack the same samples into a new folder and copy {shards} from there"
+    )
+
+
 def truncated_error(name: str, size: int, offset: int | None) -> ShardioError:
     """Make the error of a file that is shorter than it was when it was opened.
 
@@ -197,7 +204,7 @@ def truncated_error(name: str, size: int, offset: int | None) -> ShardioError:
     return ShardioError(
         f"the file was truncated while it was read: it had {size} bytes",
         where=name,
-        remedy="download or pack it again",
+        remedy=restore(),
         shard=name,
         offset=offset,
     )
@@ -228,7 +235,7 @@ def short_error(file: StoredFile, offset: int, size: int, found: int) -> TarErro
         f"the file ends at byte {offset + found}, inside a member of {size} "
         f"bytes at offset {offset}, so it was truncated after it was indexed",
         where=file.name,
-        remedy="download or pack it again",
+        remedy=restore(),
         shard=file.name,
         offset=offset,
     )

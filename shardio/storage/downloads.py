@@ -31,7 +31,7 @@ from typing import NamedTuple, TypeVar
 
 from shardio.errors import RemoteError, ShardioError, TarError
 from shardio.processes import Daemons, new_lock, outside_collection
-from shardio.storage.base import FileStat, StoredFile, outside_error
+from shardio.storage.base import FileStat, StoredFile, outside_error, restore
 from shardio.storage.compression import unpack
 from shardio.storage.local import LocalShard
 from shardio.storage.remote import (
@@ -404,7 +404,7 @@ class Downloads:
         raise TarError(
             "the object is not what was packed (SHA-256 differs, and did when it was fetched anew)",
             where=shard.name,
-            remedy="upload or pack it again",
+            remedy=restore(),
             shard=shard.name,
         )
 

@@ -185,7 +185,7 @@ class FsspecStorage(RemoteStorage):
         except OSError as error:  # some connect at once
             broken = RequestError("broken", self.harmless(error))
             raise remote_error(broken, f"{self.scheme}://") from None
-        except Exception as error:
+        except Exception as error:  # of whatever library is below
             raise UsageError(
                 f"{self.scheme} storage cannot be opened ({self.harmless(error)})",
                 remedy=f"check {argument('storage_options')} and the environment of the store",
@@ -377,6 +377,8 @@ class OtherClient(ReadOnlyClient, FsspecClient):
             raise RequestError("denied", self._storage.harmless(error)) from None
         except (OSError, EOFError, asyncio.TimeoutError) as error:
             raise RequestError("broken", self._storage.harmless(error)) from None
+        except MemoryError:  # which no store is to blame for
+            raise
         except Exception as error:  # of whatever library is below
             raise RequestError("refused", self._storage.harmless(error)) from None
 

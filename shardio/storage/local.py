@@ -27,6 +27,7 @@ from shardio.storage.base import (
     FileStat,
     StoredBytes,
     outside_error,
+    restore,
     short_error,
     truncated_error,
 )
@@ -176,7 +177,7 @@ class LocalShard:
             raise TarError(
                 "it is not a file",
                 where=name,
-                remedy="download or pack the shard again",
+                remedy=restore(),
                 shard=name,
             )
         self.size = status.st_size

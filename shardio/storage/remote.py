@@ -44,7 +44,7 @@ from shardio.errors import (
     shown,
 )
 from shardio.processes import new_lock
-from shardio.storage.base import FileStat, outside_error, size_in_bytes
+from shardio.storage.base import FileStat, outside_error, restore, size_in_bytes
 
 T = TypeVar("T")
 
@@ -529,7 +529,7 @@ def as_shard() -> Iterator[None]:
         yield
     except RemoteMissing as error:
         what = f"{error.what}, though the dataset has this shard"
-        found = RemoteMissing(what, where=error.where, remedy="restore it, then resume")
+        found = RemoteMissing(what, where=error.where, remedy=f"{restore()}, then resume")
         found.status, found.request_id = error.status, error.request_id
         raise found from None
 

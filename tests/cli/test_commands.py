@@ -43,7 +43,9 @@ def test_pack_says_what_it_did(images: Path, tmp_path: Path) -> None:
     done = alone("pack", images, tmp_path / "out", "--shards", 8)
     assert done.returncode == 0
     assert done.stdout.startswith("packed 600 samples of 10 classes, 1.2 MB, into 8 shards in ")
-    assert re.fullmatch(r"[\d,]+ samples/s, [\d.]+ MB/s\)\n", done.stdout.rpartition("(")[2])
+    first, fields = done.stdout.splitlines()
+    assert re.fullmatch(r"[\d,]+ samples/s, [\d.]+ MB/s\)", first.rpartition("(")[2])
+    assert fields == "fields: cls, png (image)"
     assert done.stderr == "packing: 600 of 600\n"
 
 
@@ -76,7 +78,8 @@ def test_pack_prints_its_summary_as_json(images: Path, tmp_path: Path) -> None:
     assert summary.pop("seconds") > 0
     assert summary.pop("bytes") == sum(path.stat().st_size for path in tmp_path.rglob("*.tar"))
     counts = {"samples": 600, "shards": 2, "classes": 10, "skipped": 0, "renamed": 0}
-    assert summary == {**counts, "image_sizes": None, "splits": None, "duplicates": None}
+    nothing = {"image_sizes": None, "splits": None, "duplicates": None}
+    assert summary == {**counts, **nothing, "fields": {"cls": "cls", "png": "image"}}
     assert done.stderr == ""
 
 
@@ -109,15 +112,16 @@ def test_pack_stores_pixels_and_says_when_their_sizes_differ(tmp_path: Path) -> 
     done = run(*pack)
     assert done.returncode == 0
     assert done.stdout.splitlines()[1:] == [
+        "fields: rgb.npy (pixels)",
         "the images have 2 different sizes, so batches cannot be gathered and need a transform; "
-        "--resize HxW makes the sizes equal"
+        "--resize HxW makes the sizes equal",
     ]
     with tarfile.open(tmp_path / "out/shard-000000.tar") as archive:
         assert all(name.endswith(".rgb.npy") for name in archive.getnames())
     for number, (size, shape) in enumerate({"10": (10, 10, 3), "6x8": (6, 8, 3)}.items()):
         out = tmp_path / f"out{number}"
         done = run("pack", source, out, *pack[3:], "--resize", size)
-        assert done.stdout.count("\n") == 1
+        assert done.stdout.count("\n") == 2
         with tarfile.open(out / "shard-000000.tar") as archive:
             member = archive.extractfile(archive.getmembers()[0])
             assert member is not None

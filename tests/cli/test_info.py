@@ -39,7 +39,7 @@ def cells(lines: list[str]) -> list[list[str]]:
 def test_info_shows_a_packed_folder(packed: Path) -> None:
     lines = show(packed)
     assert lines[:2] == [
-        "600 samples of 10 classes in 8 shards, 1.2 MB, with the fields cls, png.",
+        "600 samples of 10 classes in 8 shards, 1.2 MB, with the fields cls, png (image).",
         "Samples in a shard: 75; its size: 154.6 kB.",
     ]
     rows = cells(lines)

@@ -34,6 +34,8 @@ def test_a_table_is_packed_with_all_its_options(table: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     found = read_members(tmp_path / "out")
     assert [*found] == ["a.cls", "a.png", "a.at.npy", "a.tags.npy", "a.json"]
+    said = "fields: at.npy (npy), cls, json, png (image), tags.npy (npy)"
+    assert said == done.stdout.splitlines()[1]
     assert found["a.cls"] == b"2"
     assert json.loads(found["a.json"]) == {"note": "café"}
     assert found["a.at.npy"].endswith(np.array([1.5, 2], np.float32).tobytes())

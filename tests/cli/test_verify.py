@@ -61,7 +61,7 @@ def test_problems_get_a_line_each_and_exit_code_1(out: Path) -> None:
     assert done.exit_code == 1
     first, last = done.stdout.splitlines()
     assert first.startswith(f"{out}/shard-000003.tar, byte ")
-    assert "field 'png': the data are not what was packed (CRC-32 differs); download or" in first
+    assert "field 'png': the data are not what was packed (CRC-32 differs); restore the" in first
     assert last == "8 shards, 600 samples, 1.2 MB: 1 problem"
 
 
@@ -69,8 +69,8 @@ def test_fix_writes_what_is_whole_and_says_what_is_not(out: Path, tmp_path: Path
     done = run(out, "--fix", tmp_path / "new")
     assert done.exit_code == 1
     assert done.stdout.splitlines()[-2:] == [
-        f"{tmp_path}/new: 599 samples in 8 shards; dropped.jsonl there lists what is lost (1 line, "
-        "of samples, and of the shards or bytes that they were in)",
+        f"{tmp_path}/new: 599 samples in 8 shards; 1 sample is lost, 1 shard is damaged or "
+        "missing; dropped.jsonl there says what and why",
         "8 shards, 600 samples, 1.2 MB: 1 problem",
     ]
     assert done.stderr.count("repairing: ") == 1

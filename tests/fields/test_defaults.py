@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 from contextlib import suppress
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardio.errors import CodecError, UsageError
+from shardio.fields.base import FieldType
 from shardio.fields.defaults import decode_field, type_of
 from shardio.fields.formats import IMAGE_FIELDS, probe_image
 from shardio.fields.geometry import Crop
@@ -74,7 +77,8 @@ def test_all_that_decodes_is_behind_the_boundary(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(cv2, "imdecode", fail)
         with pytest.raises(CodecError, match="some"):
             decode_field("png", picture)
-    for other in (MemoryError, OSError, KeyboardInterrupt, UsageError):
+    mistakes = NameError, ImportError, AttributeError
+    for other in (MemoryError, OSError, KeyboardInterrupt, UsageError, *mistakes):
 
         def pass_on(*_: object, kind: type[BaseException] = other) -> None:
             raise kind("some")
@@ -82,6 +86,28 @@ def test_all_that_decodes_is_behind_the_boundary(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(cv2, "imdecode", pass_on)
         with pytest.raises(other, match="some"):
             decode_field("png", picture)
+    monkeypatch.setattr(np.lib.format, "descr_to_dtype", use_up)
+    with pytest.raises(MemoryError):
+        decode_field("npy", npy())
+
+
+def use_up(*_: object) -> None:
+    raise MemoryError
+
+
+def test_a_users_parser_may_lack_an_attribute_because_of_the_bytes() -> None:
+    class Caption(FieldType):
+        def decode(self, data: Any) -> Any:
+            return json.loads(data).get("caption")
+
+    class Misspelt(FieldType):
+        def decode(self, data: Any) -> Any:
+            return jsn.loads(data)  # type: ignore[name-defined]  # noqa: F821  the mistake
+
+    with pytest.raises(CodecError, match="'list' object has no attribute 'get'"):
+        Caption("json").decode(b"[]")
+    with pytest.raises(NameError):
+        Misspelt("json").decode(b"[]")
 
 
 def npy() -> bytes:

@@ -91,6 +91,8 @@ def test_repairing_what_is_sound_gives_the_same_bytes(packed: Path, tmp_path: Pa
         shards=8,
         bytes=sum(shard.size for shard in read_manifest(packed).shards),
         dropped=0,
+        lost=0,
+        damaged=0,
     )
     assert digests(tmp_path / "new") == digests(packed)
 
@@ -169,7 +171,8 @@ def test_a_damaged_header_without_an_index_loses_its_sample_alone(tmp_path: Path
     data = bytearray(shard.read_bytes())
     data[data.index(b"a/004.cls") + 100] ^= 2
     shard.write_bytes(data)
-    repair(shard, tmp_path / "new")
+    summary = repair(shard, tmp_path / "new")
+    assert (summary.dropped, summary.lost, summary.damaged) == (2, 1, 1)
     assert contents(tmp_path / "new") == {
         key: sample for key, sample in samples.items() if key != "a/004"
     }
@@ -196,7 +199,8 @@ def test_bytes_added_within_a_member_lose_its_sample_alone(tmp_path: Path) -> No
 def test_names_of_classes_that_go_with_a_manifest_are_listed(out: Path, tmp_path: Path) -> None:
     whole = contents(out)
     (out / "shardio.json").write_text("{}")
-    repair(out, tmp_path / "new")
+    summary = repair(out, tmp_path / "new")
+    assert (summary.dropped, summary.lost, summary.damaged) == (1, 0, 0)
     assert contents(tmp_path / "new") == whole
     (row,) = dropped(tmp_path / "new")
     assert row["reason"] == "the manifest is corrupt, so its class names and field types are lost"
@@ -204,7 +208,8 @@ def test_names_of_classes_that_go_with_a_manifest_are_listed(out: Path, tmp_path
 
 def test_samples_of_a_missing_shard_are_listed_by_key(out: Path, tmp_path: Path) -> None:
     shard_of(out).unlink()
-    assert repair(out, tmp_path / "new").samples == 15
+    summary = repair(out, tmp_path / "new")
+    assert (summary.samples, summary.lost, summary.damaged) == (15, 15, 1)
     rows = dropped(tmp_path / "new")
     assert {row["path"] for row in rows} >= {f"{shard_of(out)}: a/{n:03d}" for n in range(15)}
     assert rows[0]["reason"] == "the shard cannot be read (No such file or directory)"
@@ -243,7 +248,8 @@ def test_of_a_key_in_two_shards_the_first_is_kept(tmp_path: Path) -> None:
     for number in range(2):
         own = (f"own{number}.txt", b"")
         write_members(tmp_path / f"{number}.tar", ("x.txt", b"%d" % number), own)
-    repair(tmp_path, tmp_path / "../new")
+    summary = repair(tmp_path, tmp_path / "../new")
+    assert (summary.samples, summary.lost) == (3, 1)
     assert contents(tmp_path / "../new")["x"] == {"txt": b"0"}
     (row,) = dropped(tmp_path / "../new")
     assert row["path"] == f"{tmp_path}/1.tar: x"
@@ -260,6 +266,19 @@ def test_fields_that_do_not_decode_are_dropped_when_deep(tmp_path: Path) -> None
     reasons = [row["reason"] for row in dropped(tmp_path / "True")]
     assert reasons[0].startswith("field 'cls' at byte 512: not a 64-bit decimal integer")
     assert len(reasons) == 2
+
+
+def test_a_sample_is_not_lost_for_too_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def use_up(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(shardio.Text, "decode", use_up)
+    shard = write_members(tmp_path / "a.tar", ("x.txt", b"1"), ("y.bin", b"1"))
+    with pytest.raises(MemoryError):
+        repair(shard, tmp_path / "new", deep=True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_a_cut_off_gzip_shard_still_has_is_kept(tmp_path: Path) -> None:

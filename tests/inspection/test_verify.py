@@ -199,7 +199,8 @@ def change_manifest(out: Path, change: Callable[[dict[str, object]], object]) ->
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a shard less": (
         lambda out: shard_of(out).unlink(),
-        r"shard-000000\.tar: the shard is missing; the manifest lists 20 samples in it; fetch",
+        r"shard-000000\.tar: the shard is missing; the manifest lists 20 samples in it; restore "
+        r"the shard, or pack the same samples into a new folder and copy the shard from there$",
     ),
     "a shard more": (
         lambda out: shutil.copy(shard_of(out), out / "more.tar"),
@@ -313,7 +314,10 @@ def test_a_changed_byte_is_one_finding_with_its_place_and_remedy(out: Path, at: 
     flip(shard_of(out), start + at)
     (found,) = verify(out).findings
     assert (found.severity, found.shard) == ("problem", str(shard_of(out)))
-    assert re.search(ONE_BYTE[at] + r".*; .*(fetch|download) or pack", str(found)), str(found)
+    assert re.search(
+        ONE_BYTE[at] + r".*; .*(fetch or pack|restore the shard, or pack the same samples)",
+        str(found),
+    ), str(found)
 
 
 @pytest.mark.parametrize("at", range(0, 512, 37))

@@ -117,7 +117,8 @@ class TestEncodings:
     def test_other_bytes_name_line_and_option(self, source: Path, tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_bytes("path,label,a\n0.bin,1,x\n1.bin,2,café\n".encode("cp1252"))
         with pytest.raises(
-            shardio.PackError, match=r"row 2: .*0xe9 at byte 3 of the cell, in line 3.*--encoding"
+            shardio.PackError,
+            match=r"row 2: .*0xe9 at byte 3 of the cell, in line 3.*encoding='latin-1'",
         ):
             pack(source, tmp_path / "t.csv")
 

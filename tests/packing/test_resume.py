@@ -180,7 +180,14 @@ def test_another_pack_leaves_what_is_finished_and_says_so(source: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    "text", [b"null", b"{}", b'{"made": 5, "bytes": 1, "image_sizes": 2}', b'{"made": "5"}']
+    "text",
+    [
+        b"null",
+        b"{}",
+        b'{"made": 5, "bytes": 1, "image_sizes": 2}',
+        b'{"made": "5"}',
+        b'{"made": "5", "bytes": 1, "image_sizes": 2, "fields": [3]}',
+    ],
 )
 def test_a_lock_that_does_not_say_what_was_made_is_refused(
     source: Path, tmp_path: Path, text: bytes

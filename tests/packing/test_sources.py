@@ -206,7 +206,7 @@ class TestTables:
             ([["path"]], "the table has no rows"),
             (
                 [["a", "b"], ["1", "2"]],
-                "which column holds paths. It has a, b; pass --path-column a",
+                r"which column holds paths. It has a, b; pass path_columns=\['a'\]",
             ),
             ([["path", "label"], ["x/a.png"]], "row 1: line 2 has 1 cells, the header 2"),
             ([["path"], ["x/a.png", "2"]], "row 1: line 2 has 2 cells, the header 1"),
@@ -421,6 +421,18 @@ class TestValues:
     ) -> None:
         with pytest.raises(shardio.PackError, match=message):
             shardio.pack([sample], tmp_path / "out", shards=1)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("kind", [MemoryError, NameError, AttributeError])
+    def test_no_value_is_blamed_for_what_is_not_its_fault(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise kind("some")
+
+        monkeypatch.setattr(np, "save", fail)
+        with pytest.raises(kind, match="some"):
+            shardio.pack([{"npy": np.zeros(3)}], tmp_path / "out", shards=1)
         assert not (tmp_path / "out").exists()
 
     def test_options_that_mean_nothing_here_are_refused(self, tmp_path: Path) -> None:

@@ -325,15 +325,15 @@ class TestText:
         (
             "image,mask",
             "0.bin,0.png",
-            r"name it \(--label-column\), pack both files \(--path-column image --path-column "
-            r"mask\.png=mask\), or pack without labels",
+            r"name it \(label_column\), pack both files \(path_columns=\['image', "
+            r"'mask\.png=mask'\]\), or pack without labels \(labels=False\)",
         ),
         (
             "photo_path,depth_path",
             "0.bin,0.npy",
-            r"pass --path-column photo_path --path-column depth\.npy=depth_path",
+            r"pass path_columns=\['photo_path', 'depth\.npy=depth_path'\]",
         ),
-        ("photo_path,mask", "0.bin,yes", r"pass --path-column photo_path$"),
+        ("photo_path,mask", "0.bin,yes", r"pass path_columns=\['photo_path'\]$"),
     ],
 )
 def test_how_to_pack_images_and_masks_is_said(
@@ -353,7 +353,7 @@ def test_a_mask_that_becomes_a_text_of_json_is_said(
     (source / "t.csv").write_text("image,mask,label\na.png,m.png,1\n")
     shardio.pack(source / "t.csv", tmp_path / "a", shards=1)
     said = "only the files of its column image are packed"
-    assert f"{said}; --path-column image --path-column mask.png=mask packs both" in caplog.text
+    assert f"{said}; path_columns=['image', 'mask.png=mask'] packs both" in caplog.text
     caplog.clear()
     columns = ["image", "mask.png=mask"]
     shardio.pack(source / "t.csv", tmp_path / "b", shards=1, path_columns=columns)
@@ -390,7 +390,7 @@ class TestTablesOfOneDataset:
         where = f"class 'rain' is 0 in {two}/val and 1 in {two}/train"
         assert caplog.messages == [
             f"{where}, beside it; if they are splits of one dataset, pack both with the same list "
-            "of names (--classes names.txt)"
+            "of names, classes="
         ]
         done = CliRunner().invoke(commands, ["verify", str(two)])
         assert done.exit_code == 1
@@ -496,16 +496,17 @@ class TestMasksBesideImages:
         [
             (
                 "mask",
-                "'mask' would become pictures, and its name says mask; pass --path-column "
-                "mask.png=mask, or --path-column png=mask for pictures",
+                "'mask' would become pictures, and its name says mask; pass path_columns=['image', "
+                "'mask.png=mask'], or path_columns=['image', 'png=mask'] for pictures",
             ),
             (
                 "mask=mask",
                 "'mask' would become the field 'mask', plain bytes, and its name says mask; "
-                "pass --path-column mask.png=mask, or --type mask=Bytes for bytes",
+                "pass path_columns=['image', 'mask.png=mask'], or types={'mask': Bytes()} for "
+                "bytes",
             ),
-            ("labels_of_road", "pass --path-column mask.png=labels_of_road"),
-            ("depth", "its name says depth; pass --path-column depth.png=depth"),
+            ("labels_of_road", "pass path_columns=['image', 'mask.png=labels_of_road']"),
+            ("depth", "its name says depth; pass path_columns=['image', 'depth.png=depth']"),
         ],
     )
     def test_what_would_not_be_a_mask_is_refused(self, table: Path, column: str, what: str) -> None:
@@ -535,5 +536,5 @@ class TestMasksBesideImages:
 def test_a_text_to_predict_names_the_option_for_labels(source: Path) -> None:
     table = source.parent / "t.csv"
     table.write_text("path,weather\n0.bin,fog\n")
-    with pytest.raises(shardio.PackError, match=r"holds 'fog', not a number; .*--label-column"):
+    with pytest.raises(shardio.PackError, match=r"holds 'fog', not a number; .*label_column"):
         pack(source, table, target_columns=["weather"])

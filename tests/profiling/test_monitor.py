@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import sys
 import threading
 import time
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 import shardio
 from shardio.profiling import monitor, system
 from shardio.profiling.evidence import Recorder, ThreadRecords
+from shardio.profiling.measure import write_trace
 from shardio.profiling.monitoring import count_samples, look_at
 from shardio.profiling.system import Moved, Use
 from shardio.profiling.verdict import judge
@@ -90,17 +93,38 @@ def test_the_workers_of_a_loader_are_its_producers(packed: Path) -> None:
     assert "threads" not in text
 
 
-def test_the_cpu_time_of_a_map_is_that_of_the_transform(packed: Path) -> None:
+@pytest.mark.parametrize("fixture", ["packed", "python_path"])
+def test_a_map_has_a_stage_of_its_own(
+    packed: Path, tmp_path: Path, fixture: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(fixture)
+
     def spin(sample: dict[str, Any]) -> dict[str, Any]:
-        sum(range(20_000))
+        sum(range(100_000))
         return sample
 
     with monitor(dataset(packed).replace(map=spin), live=False, budget=1.0) as seen:
         assert len([*seen]) == 30
     stages = seen.evidence.stages
     assert stages is not None
-    assert stages.transform.cpu > 0.5 * stages.cpu
+    assert stages.map.cpu > 0.5 * stages.cpu
+    assert stages.transform.wall < 0.5 * stages.map.wall
+    assert 0 < stages.map.p50 <= stages.map.p99
     assert stages.cpu * seen.evidence.samples < 1.1e6 * seen.evidence.seconds
+    alone = replace(seen.evidence, waiting=0.9, starting=0.0, producers=())
+    verdict = judge(replace(alone, stages=replace(stages, delay=0.0)))  # whatever else runs here
+    assert verdict.sentence.startswith("map=spin on 1 core limits this loop")
+    assert re.search(r"\n *map ", str(seen))
+    write_trace(str(tmp_path / "trace.json"), seen.received, seen.records)
+    events = json.loads((tmp_path / "trace.json").read_text("utf-8"))["traceEvents"]
+    maps = [each["dur"] for each in events if each["name"] == "map"]
+    assert np.median(maps) == pytest.approx(stages.map.p50, rel=0.01)
+
+
+def test_without_a_map_there_is_no_row_for_one(packed: Path) -> None:
+    with monitor(dataset(packed), live=False, budget=1.0) as seen:
+        assert len([*seen]) == 30
+    assert "map" not in str(seen)
 
 
 def test_functions_on_samples_are_known_by_name(packed: Path) -> None:

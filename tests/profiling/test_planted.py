@@ -63,6 +63,15 @@ def test_a_transform_that_waits_is_named(packed: Path) -> None:
     assert bottleneck(shardio.Loader(opened(packed, sleep), threads=2)) == "transform"
 
 
+def test_a_map_that_waits_is_named_and_not_the_crop(packed: Path) -> None:
+    def late(sample: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.005)
+        return sample
+
+    cropped = opened(packed, shardio.RandomResizedCrop(16)).replace(map=late)
+    assert bottleneck(shardio.Loader(cropped, threads=2)) == "map"
+
+
 def test_one_slow_worker_is_named(packed: Path) -> None:
     dataset = opened(packed, sleep_in_one)
     assert bottleneck(DataLoader(dataset, batch_size=None, num_workers=2)) == "worker"

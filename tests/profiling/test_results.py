@@ -112,7 +112,7 @@ def measure(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Prof
             seen, speed = answer(topology, request)
             name = request["baseline"] or str(topology)
             load = (others or {}).get(name, 0.01)
-            return {"evidence": seen.to_json(), "waits": [], "speed": speed, "others": load}
+            return {"evidence": asdict(seen), "waits": [], "speed": speed, "others": load}
 
         monkeypatch.setattr("shardio.profiling.profile.ask", ask)
         monkeypatch.setattr("shardio.profiling.profile._look_around", lambda: before)

@@ -81,6 +81,19 @@ def test_any_callable_transforms_images(packed: Path) -> None:
     assert batch["image"].dtype == torch.float32
 
 
+def test_a_transform_is_not_blamed_for_too_little_memory(packed: Path) -> None:
+    class Large:
+        def __len__(self) -> int:
+            raise MemoryError
+
+        def __getitem__(self, _: int) -> float:
+            return 0.0
+
+    dataset = shardio.ShardDataset(packed, batch_size=5, transform=lambda _: Large())
+    with pytest.raises(shardio.ShardioError, match="there is no memory to decode it"):
+        next(iter(dataset))
+
+
 def test_an_error_in_a_transform_names_shard_and_key(packed: Path) -> None:
     def broken(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no luck")
@@ -626,7 +639,11 @@ def _overwrite(shard: Path, other: Path) -> None:
     [
         (_replace_by_another, "the shard was changed after the dataset was opened; open it again"),
         (_overwrite, "the data is not what was packed"),
-        (lambda shard, _: shard.unlink(), "the shard is missing; download or pack it again"),
+        (
+            lambda shard, _: shard.unlink(),
+            "the shard is missing; restore the shard, or pack the same samples into a new folder "
+            "and copy the shard from there",
+        ),
         (lambda shard, _: os.truncate(shard, 5000), "it was changed or truncated"),
     ],
 )

@@ -37,6 +37,18 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack(tmp_path_factory.mktemp("uneven"), {"cat": 60, "dog": 20}, shards=5)
 
 
+def test_an_error_of_the_index_is_not_blamed_on_the_function(
+    uneven: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Iterable[str]:
+        yield "a"
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr("shardio.reading.settings.list_keys", broken)
+    with pytest.raises(OSError, match=r"^Input/output error"):
+        list(open_dataset(uneven, weights=lambda _key, _label: 1.0))
+
+
 def open_dataset(folder: Path, **options: Any) -> shardio.ShardDataset:
     some: dict[str, Any] = {"shuffle": True, "decode": False, "batch_size": 8, "tail": "short"}
     return shardio.ShardDataset(folder, **some | options)

@@ -489,7 +489,8 @@ def test_an_object_that_is_not_what_was_packed_is_an_error_after_two_tries(
     web = serve(folder=out)
     dataset = open_set(web, tmp_path / "cache", on_bad_sample="skip", shuffle=False)
     with pytest.raises(
-        shardio.TarError, match=r"SHA-256 differs, and did when it was fetched anew\); upload"
+        shardio.TarError,
+        match=r"SHA-256 differs, and did when it was fetched anew\); restore the shard",
     ):
         until(lambda: not read(dataset, PACE))  # small shards may be read by ranges first
     assert whole_gets(web)[shard.name] % 2 == 0
@@ -621,7 +622,10 @@ def test_a_shard_that_is_lost_while_training_is_to_be_restored(
     before = {path.name: path.read_bytes() for path in out.glob("*.tar")}
     for name in before:
         (out / name).unlink()
-    told = r"no such object \(.*\), though the dataset has this shard; restore it, then resume"
+    told = (
+        r"no such object \(.*\), though the dataset has this shard; restore the shard, or pack the "
+        r"same samples into a new folder and copy the shard from there, then resume"
+    )
     with pytest.raises(shardio.RemoteMissing, match=told) as caught:
         read(dataset)
     assert caught.value.status == 404

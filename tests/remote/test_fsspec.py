@@ -135,6 +135,18 @@ def test_what_fsspec_knows_is_read_and_not_written(packed: Path) -> None:
     assert not (packed / "new.bin").exists()
 
 
+def test_no_store_is_blamed_for_too_little_memory(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def use_up(*_: object, **__: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(Shelf, "cat_file", use_up)
+    place = locate(f"shelf://root{packed}/shardio.json")
+    with pytest.raises(MemoryError):
+        place.open().read(0, 10)
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from shardio.errors import CodecError, PackError, quoted
 from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
+from shardio.fields.boundary import not_of_the_data
 from shardio.fields.defaults import type_of
 from shardio.packing.layout import VALUES_NAME
 from shardio.packing.sources.base import (
@@ -132,9 +133,12 @@ class IterableSource:
             return FromFile(os.fsencode(value)), b""
         if isinstance(value, bytes | bytearray | memoryview):
             return None, bytes(value)
+        name = field.lower()
+        encode = type_of(name, given=self._types).for_field(name).encode
         try:
-            name = field.lower()
-            return None, type_of(name, given=self._types).for_field(name).encode(value)
+            return None, encode(value)
+        except not_of_the_data(encode):
+            raise
         except NotImplementedError:
             raise PackError(
                 f"field {field!r} takes bytes or a path, not {type(value).__name__}",

@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from shardio.errors import PackError, SituationError, UsageError, quoted
+from shardio.errors import PackError, SituationError, UsageError, argument, quoted, type_argument
 from shardio.fields.base import Bytes
 from shardio.fields.defaults import type_of
 from shardio.fields.text import integer_in
@@ -317,8 +317,8 @@ class TableSource:
             name = next(name for name, value in rest.items() if not _is_json(value))
             raise UnpackableError(
                 f"its column {quoted(name)} holds {quoted(rest[name])}, which JSON cannot hold",
-                remedy="choose the columns that the field json has (--columns), name an image in "
-                "bytes with --path-column, or write it as text or null",
+                remedy=f"choose the columns that the field json has ({argument('columns')}), name "
+                f"an image in bytes with {argument('path_columns')}, or write it as text or null",
             ) from None
         if not text.isascii():
             _refuse_bytes(rest, row.line)
@@ -400,12 +400,14 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
             raise SituationError(
                 f"which column holds the labels? It has {', '.join(present)}",
                 where=table.path,
-                remedy=f"name it (--label-column), {f'pack both files ({both}), ' if both else ''}"
-                "or pack without labels (--no-labels)",
+                remedy=f"name it ({argument('label_column')}), "
+                f"{f'pack both files ({both}), ' if both else ''}"
+                f"or pack without labels ({argument('labels', False)})",
             )
     if not options.labels and label is not None:
         raise UsageError(
-            "label_column names a column, but labels=False packs no labels",
+            f"{argument('label_column')} names a column, but {argument('labels', False)} packs no "
+            "labels",
             remedy="leave one of them out",
         )
     for column in (*(column for _, column in paths), label, key, split, *(options.columns or ())):
@@ -452,7 +454,7 @@ def _label_name(row: Row, column: str) -> str:
         if number is None:
             raise UnpackableError(
                 f"its label {quoted(value)} is not a whole number of 64 bits",
-                remedy="--target-column packs numbers to predict",
+                remedy=f"{argument('target_columns')} packs numbers to predict",
             )
         return str(number)
     name = _text(row, column)
@@ -473,7 +475,8 @@ def _default_paths(table: Table, present: tuple[str, ...]) -> tuple[PathColumn, 
     raise SituationError(
         f"which column holds paths? It has {', '.join(present)}",
         where=table.path,
-        remedy=f"pass {_path_options(table, present, first) or f'--path-column {first}'}",
+        remedy="pass "
+        + (_path_options(table, present, first) or argument("path_columns", [first])),
     )
 
 
@@ -496,16 +499,18 @@ def _refuse_plain_masks(
             continue
         end = end if end in ("png", "npy") else "png"
         kind = f"the field {quoted(field)}, plain bytes" if field else "pictures"
-        keep = (
-            f"--type {field}=Bytes for bytes"
-            if field
-            else f"--path-column {end}={column} for pictures"
+        named = [f"{each.field}={each.column}" if each.field else each.column for each in paths]
+        at = paths.index((field, column))
+        as_told, as_is = (
+            argument("path_columns", [*named[:at], f"{name}={column}", *named[at + 1 :]])
+            for name in (f"{found.lastgroup}.{end}", end)
         )
+        keep = f"{type_argument(field, 'Bytes()')} for bytes" if field else f"{as_is} for pictures"
         raise SituationError(
             f"the files of its column {quoted(column)} would become {kind}, and its name says "
             f"{found.lastgroup}",
             where=table.path,
-            remedy=f"pass --path-column {found.lastgroup}.{end}={column}, or {keep}",
+            remedy=f"pass {as_told}, or {keep}",
         )
 
 
@@ -525,11 +530,11 @@ def _path_options(table: Table, present: tuple[str, ...], image: str) -> str:
     row = next(table.rows((*beside,)), None) if beside else None
     values = {} if row is None else row.values
     named = [
-        f" --path-column {field}{end}={name}"
+        f"{field}{end}={name}"
         for name, field in beside.items()
         if (end := os.path.splitext(str(values.get(name)))[1].lower()) in (".png", ".npy")  # noqa: PTH122  text
     ]
-    return f"--path-column {image}{''.join(named)}" if named else ""
+    return argument("path_columns", [image, *named]) if named else ""
 
 
 def _label_names(table: Table, column: str) -> Iterator[tuple[int, str]]:
@@ -587,5 +592,9 @@ def _refuse_bytes(cells: Mapping[str, Any], line: int | None) -> None:
                     f"its column {quoted(column)} is not UTF-8 text: {what} at byte {place}"
                     + (f" of the cell, in line {line} of the file" if line else ""),
                     remedy="save the table as UTF-8"
-                    + (", or name its encoding (--encoding latin-1)" if is_byte else ""),
+                    + (
+                        f", or name its encoding, as {argument('encoding', 'latin-1')}"
+                        if is_byte
+                        else ""
+                    ),
                 )

@@ -134,7 +134,7 @@ class Targets:
         if number is None:
             raise UnpackableError(
                 f"its column {quoted(column)} holds {quoted(value)}, not a number",
-                remedy="fix the row; names of classes are for --label-column",
+                remedy=f"fix the row; names of classes are for {argument('label_column')}",
             )
         if self._changes(number):
             raise UnpackableError(
