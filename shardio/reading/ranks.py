@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sized
 from types import FrameType
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 import torch.distributed
@@ -23,6 +24,8 @@ _BATCHER = "_IterableDatasetFetcher"
 """The class of torch that draws from an iterable dataset for a DataLoader, in workers too."""
 _DIVIDERS = frozenset({"IterableDatasetShard", "DataLoaderDispatcher"})
 """Classes of accelerate and transformers that give each rank a part of what a dataset yields."""
+_READER = "_MapDatasetFetcher"
+"""The class of torch that reads samples by number for one epoch of a DataLoader."""
 _ENTRIES = frozenset({"__iter__", "set_epoch"})
 """Their methods that call the dataset."""
 
@@ -167,6 +170,33 @@ def refuse_subset(dataset: Sized, samples: int) -> None:
             f"which is {len(dataset)}: it counts what a loop of this rank yields",
             remedy="use ds.split(0.9, 0.1) and ds.subset(numbers)",
         )
+
+
+def find_epoch_of_reader() -> tuple[()] | tuple[int, int]:
+    """Find the epoch of a DataLoader that reads samples by number.
+
+    Returns:
+        Nothing where none does. Else its base seed, which it draws from torch's generator for every
+        epoch, but once for workers that live on; and the number of the epoch in this worker, since
+        each has a new object that reads.
+    """
+    info, frames = get_worker_info(), iter(_callers())
+    for frame in frames:
+        reader = frame.f_locals.get("self") if frame.f_code.co_name == "fetch" else None
+        if type(reader).__name__ == _READER:
+            if info is None:
+                loop: Any = next(frames).f_locals["self"]
+                return loop._base_seed, 0
+            known, number = _readers.get(os.getpid(), (None, -1))
+            if known is None or known() is not reader:
+                number += 1
+                _readers[os.getpid()] = ref(reader), number
+            return info.seed - info.id, number
+    return ()
+
+
+_readers: dict[int, tuple[ref[Any], int]] = {}
+"""Object that reads in each worker process, this one and those that it was forked from."""
 
 
 def find_worker() -> tuple[int, int]:
