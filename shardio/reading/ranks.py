@@ -85,24 +85,35 @@ def _ranks_of_environment() -> tuple[int, int]:
 
 
 def refuse_second_division(share: Share, *, batches: bool) -> None:
-    """Raise UsageError if another library divides the share of a rank, or batches, among the ranks.
+    """Raise UsageError if another library divides among the ranks what it would lose some of.
+
+    That is the share of a rank, batches, and samples whose loop it means to continue from a state.
 
     accelerate's prepare and transformers' Trainer wrap an iterable dataset and drop the share of
     the other ranks. They call no method that would tell it, so the callers' frames are searched for
     the wrapper's own loop, in worker processes too. They cannot divide batches that hold text.
     """
     divided = share.world_size > 1
-    for frame in _callers() if divided or (batches and _has_ranks()) else ():
-        kinds = type(frame.f_locals.get("self")).__mro__ if frame.f_code.co_name in _ENTRIES else ()
-        if divider := next((kind for kind in kinds if kind.__name__ in _DIVIDERS), None):
+    for frame in _callers() if divided or _has_ranks() else ():
+        owner = frame.f_locals.get("self") if frame.f_code.co_name in _ENTRIES else None
+        divider = next((kind for kind in type(owner).__mro__ if kind.__name__ in _DIVIDERS), None)
+        name = divider and divider.__module__.partition(".")[0]
+        if divider and (divided or batches):
             what = "this dataset has divided already, so that samples would be lost"
             raise UsageError(
-                f"{divider.__module__.partition('.')[0]} divides among the ranks what "
+                f"{name} divides among the ranks what "
                 f"{what if divided else 'are batches already, which it can only do with samples'}",
                 remedy=(
                     "leave its loader out of prepare(), or give prepare() a shardio.Loader, or "
                     "make the dataset with rank=0, world_size=1 and batch in the DataLoader"
                 ),
+            )
+        if divider and getattr(owner, "use_stateful_dataloader", False):
+            raise UsageError(
+                f"{name} divides among the ranks what one of them reads, and a state that "
+                "it saves with use_stateful_dataloader is ahead of them, so that samples would be "
+                "lost",
+                remedy="pass dispatch_batches=False, or give prepare() a shardio.Loader",
             )
 
 
