@@ -45,7 +45,10 @@ def partner_and_share(label: torch.Tensor, own: int) -> tuple[int, float]:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("count", [2, 7, 8])
 def test_mixup_blends_images_as_its_labels_say(dtype: torch.dtype, count: int) -> None:
-    """The formula of Zhang and others (2018), as in torchvision's MixUp."""
+    """The formula of Zhang and others (2018), as in torchvision's MixUp.
+
+    kornia#4363: pictures of float16 became float32.
+    """
     for step in range(5):
         batch = batch_of(count, step, dtype)
         mixed = shardio.MixUp(CLASSES, 0.8)(batch)

@@ -59,6 +59,10 @@ class Bucketing:
         lacking = 0 if whole else global_batch_size - 1
         return int(((self.counts + lacking) // global_batch_size).sum())
 
+    def count_rare(self, global_batch_size: int) -> int:
+        """Return the number of samples in buckets that are less than one global batch."""
+        return int(self.counts[self.counts < global_batch_size].sum())
+
     def steps(
         self, sequence: SampleSequence, global_batch_size: int, *, whole: bool
     ) -> BucketSteps:

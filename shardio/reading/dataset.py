@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.buckets import Buckets
-from shardio.checks import is_whole, require, seed_of_order, whole_number
+from shardio.checks import require, seed_of_order, whole_number
 from shardio.errors import UsageError, counted, quoted
 from shardio.fields.base import BYTES, FieldType
 from shardio.fields.limits import MAX_PIXELS
@@ -58,7 +58,7 @@ from shardio.reading.mapping import Collate, MapFunctions, find_functions
 from shardio.reading.picture_columns import Transform
 from shardio.reading.ranks import Share, find_worker, refuse_subset
 from shardio.reading.readahead import ReadAhead
-from shardio.reading.selection import Choice, choose, find_key, split
+from shardio.reading.selection import Choice, choose, find_key, find_number, split
 from shardio.reading.settings import (
     WeightsGiven,
     check_plan,
@@ -286,6 +286,7 @@ class ShardDataset(ResumableDataset):
         given = check_arguments(**{**self._arguments, "transform": transform})
         self._geometries = {0: SampleGeometry(self._types, transform)}
         self._functions, self._arguments = find_functions(given, self._types), given
+        self._epochs.count_change()
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -322,7 +323,10 @@ class ShardDataset(ResumableDataset):
         return f"ShardDataset({quoted(source)}: {some}{what} in {shards}{epoch})"
 
     def __getitem__(self, index: int) -> Any:
-        """Read a sample by number in packed order, never a stand-in; its crop is always the same.
+        """Read a sample by number in packed order, never a stand-in.
+
+        Its crop is always the same, but new in every epoch of a DataLoader that reads by number, as
+        it does for torch's Subset.
 
         Raises:
             IndexError: index is outside the dataset.
@@ -336,22 +340,15 @@ class ShardDataset(ResumableDataset):
         return [*map(partial(self._read_one, stand_ins=True), indices)]
 
     def _read_one(self, index: int, *, stand_ins: bool) -> Any:
-        if not is_whole(index):
-            raise UsageError(
-                f"ds[{quoted(index)}]: give one whole number",
-                remedy="ds.subset(range(…)) takes several, ds.by_key(key) a key",
-            )
-        total, number = len(self.samples), int(index)
-        refuse_subset(self, total)
-        if not -total <= number < total:
-            raise IndexError(f"{self}: index {number} is outside its {total} samples")
+        refuse_subset(self, len(self.samples))
+        number = find_number(self, self.samples, index)
         if self._singles is None:
             order, buckets = Shuffle(on=False), self._buckets
             packed = EpochPlan(self.samples, order, global_batch_size=1, buckets=buckets)
             self._singles = packed, ShardPool(self.catalog.shards)
         packed, pool = self._singles
         pool.compare_anew()
-        at, key = np.array([number % total]), self.transform_key(0)
+        at, key = np.array([number]), self.transform_key(0, *self._epoch_by_number())
         reader = self.reader(pool, Recycler(), packed.bucket_of(at), stand_ins=stand_ins)
         (batch,) = finish_in_turn(reader.read(packed, [at], 1, key))
         self._end_loop()
@@ -610,9 +607,9 @@ class ShardDataset(ResumableDataset):
             found[name] = {field: each.limited(most) for field, each in types.items()}
         return found
 
-    def transform_key(self, epoch: int) -> int:
+    def transform_key(self, epoch: int, *by_number: int) -> int:
         """Return the key of the random numbers for transforms in an epoch."""
-        return derive_key(self.shuffle.seed, epoch, _TRANSFORMS)
+        return derive_key(self.shuffle.seed, epoch, _TRANSFORMS, *by_number)
 
     def _make_shuffle(self) -> Shuffle:
         names = "shuffle", "seed", "window", "streams", "epoch_size"

@@ -6,7 +6,8 @@ and the process that loads (a rank), not the worker: the first worker of an iter
 epoch, or the position that was loaded; the others of the same iteration find it there. An iteration
 is recognised by the DataLoader's base seed, by how often this copy was iterated (persistent
 workers), and by its workers, which live as long as it does: so even a script that resets torch's
-seed before every epoch gets a new epoch each time. The file holds the count of bad samples, too.
+seed before every epoch gets a new epoch each time. The file holds the count of bad samples, too,
+and of changes, by which a worker that lives on knows that it is out of date.
 """
 
 from __future__ import annotations
@@ -47,8 +48,12 @@ class EpochCounter:
     def __init__(self) -> None:
         self._token = uuid.uuid4().hex
         self._made_in = os.getpid()
-        self._start = {"next": [0, 0], "by_workers": False, "bad": 0, "iterations": []}
+        self._start = {
+            "next": [0, 0], "by_workers": False, "bad": 0, "changes": 0, "iterations": [],
+        }  # fmt: skip
         self._iterations_here = 0
+        self._changes = 0  # that this copy knows of
+        self._compared_in: int | None = None
         self._remove_at_end()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,6 +98,17 @@ class EpochCounter:
             entry = {"name": name, "start": start, "workers": {str(worker.id): os.getpid()}}
             state["iterations"] = [*state["iterations"], entry][-_REMEMBERED:]
             return Position(*start)
+
+    def count_change(self) -> None:
+        """Count one more change of the dataset, which workers that live on do not see."""
+        with self._shared() as state:
+            state["changes"] = self._changes = self._changes + 1
+
+    def missed_change(self) -> bool:
+        """Tell whether the dataset has changed since this worker first asked."""
+        first, self._compared_in = self._compared_in != os.getpid(), os.getpid()
+        with self._shared() as state:
+            return not first and bool(state["changes"] != self._changes)
 
     def set_next(self, position: Position) -> None:
         """Make the next iteration, in whatever process, start at a position."""

@@ -247,6 +247,14 @@ class Loader(IterableDataset[dict[str, Any]]):
     def batch_sampler(self) -> None:
         """None, as that of a DataLoader without batch size."""
 
+    @property
+    def drop_last(self) -> bool:
+        """Not there, which accelerate's skip_first_batches is told."""
+        raise AttributeError(
+            "a shardio.Loader has no drop_last, and skip_first_batches of accelerate cannot copy "
+            "it; loader.load_state_dict(state) continues inside an epoch"
+        )
+
     def _check_threads(self) -> None:
         """Refuse a function of the dataset that draws from what its threads would share."""
         if not self.workers or self.threads > 1:

@@ -35,6 +35,7 @@ from shardio.reading.handover import MOST_SAMPLES, Allocate, Batches, Recycler, 
 from shardio.reading.ranks import (
     Share,
     find_batch_size,
+    find_epoch_of_reader,
     find_ranks,
     find_worker,
     refuse_second_batching,
@@ -242,6 +243,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self._position: Position | None = None
         self._own_start: Position | None = None
         self._loop_number = 0  # of the loop that says where the dataset is
+        self._epoch_of_reader: tuple[()] | tuple[int, int] = ()
         self._followed = False  # whether this copy is that of a worker of `follow`
         self._makes_batches = batch_sizes != (None, None)
         if ranks != (None, None):
@@ -283,6 +285,30 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         self, epoch: int, steps: Sequence[int], share: Share, allocate: Allocate
     ) -> UnfinishedBatches:
         """Begin the batches, or samples, of a rank in some ascending steps of an epoch."""
+
+    def _epoch_by_number(self) -> tuple[()] | tuple[int, int]:
+        """Return the epoch of a DataLoader that reads samples by number, see find_epoch_of_reader.
+
+        Raises:
+            UsageError: it begins in a worker that lives on, and the dataset has changed since.
+        """
+        epoch = find_epoch_of_reader()
+        if epoch != self._epoch_of_reader:
+            self._epoch_of_reader = epoch
+            self._refuse_old_copy()
+        return epoch
+
+    def _refuse_old_copy(self) -> None:
+        """Raise UsageError in a worker that lives on where the dataset has changed since."""
+        if get_worker_info() is not None and self._epochs.missed_change():
+            raise UsageError(
+                "ds.transform was set after the workers of this DataLoader had started, and they "
+                "keep the old one",
+                remedy=(
+                    "make the DataLoader anew, pass persistent_workers=False, or use a "
+                    "shardio.Loader, whose workers have it in the next loop"
+                ),
+            )
 
     def _end_loop(self) -> None:
         """Do what is due when a loop ends."""
@@ -428,6 +454,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         share: Share,
         begun: tuple[int, range] | None = None,
     ) -> Batches:
+        self._refuse_old_copy()  # at the first batch: torch loses an error when a loop begins again
         epoch, own = begun or self._begin(share)
         steps: Sequence[int] = own
         if self._makes_batches:

@@ -110,6 +110,10 @@ class Mix(ResumableDataset):
         for source in self.sources:
             source.check_threads()
 
+    def _refuse_old_copy(self) -> None:
+        for source in self.sources:
+            source._refuse_old_copy()
+
     def _count_steps(self, share: Share) -> int:
         sizes, taken = [*map(_epoch_length, self.sources)], share.global_batch_size
         if self._stop == "all":

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sized
 from types import FrameType
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 import torch.distributed
@@ -23,6 +24,8 @@ _BATCHER = "_IterableDatasetFetcher"
 """The class of torch that draws from an iterable dataset for a DataLoader, in workers too."""
 _DIVIDERS = frozenset({"IterableDatasetShard", "DataLoaderDispatcher"})
 """Classes of accelerate and transformers that give each rank a part of what a dataset yields."""
+_READER = "_MapDatasetFetcher"
+"""The class of torch that reads samples by number for one epoch of a DataLoader."""
 _ENTRIES = frozenset({"__iter__", "set_epoch"})
 """Their methods that call the dataset."""
 
@@ -82,24 +85,35 @@ def _ranks_of_environment() -> tuple[int, int]:
 
 
 def refuse_second_division(share: Share, *, batches: bool) -> None:
-    """Raise UsageError if another library divides the share of a rank, or batches, among the ranks.
+    """Raise UsageError if another library divides among the ranks what it would lose some of.
+
+    That is the share of a rank, batches, and samples whose loop it means to continue from a state.
 
     accelerate's prepare and transformers' Trainer wrap an iterable dataset and drop the share of
     the other ranks. They call no method that would tell it, so the callers' frames are searched for
     the wrapper's own loop, in worker processes too. They cannot divide batches that hold text.
     """
     divided = share.world_size > 1
-    for frame in _callers() if divided or (batches and _has_ranks()) else ():
-        kinds = type(frame.f_locals.get("self")).__mro__ if frame.f_code.co_name in _ENTRIES else ()
-        if divider := next((kind for kind in kinds if kind.__name__ in _DIVIDERS), None):
+    for frame in _callers() if divided or _has_ranks() else ():
+        owner = frame.f_locals.get("self") if frame.f_code.co_name in _ENTRIES else None
+        divider = next((kind for kind in type(owner).__mro__ if kind.__name__ in _DIVIDERS), None)
+        name = divider and divider.__module__.partition(".")[0]
+        if divider and (divided or batches):
             what = "this dataset has divided already, so that samples would be lost"
             raise UsageError(
-                f"{divider.__module__.partition('.')[0]} divides among the ranks what "
+                f"{name} divides among the ranks what "
                 f"{what if divided else 'are batches already, which it can only do with samples'}",
                 remedy=(
                     "leave its loader out of prepare(), or give prepare() a shardio.Loader, or "
                     "make the dataset with rank=0, world_size=1 and batch in the DataLoader"
                 ),
+            )
+        if divider and getattr(owner, "use_stateful_dataloader", False):
+            raise UsageError(
+                f"{name} divides among the ranks what one of them reads, and a state that "
+                "it saves with use_stateful_dataloader is ahead of them, so that samples would be "
+                "lost",
+                remedy="pass dispatch_batches=False, or give prepare() a shardio.Loader",
             )
 
 
@@ -167,6 +181,33 @@ def refuse_subset(dataset: Sized, samples: int) -> None:
             f"which is {len(dataset)}: it counts what a loop of this rank yields",
             remedy="use ds.split(0.9, 0.1) and ds.subset(numbers)",
         )
+
+
+def find_epoch_of_reader() -> tuple[()] | tuple[int, int]:
+    """Find the epoch of a DataLoader that reads samples by number.
+
+    Returns:
+        Nothing where none does. Else its base seed, which it draws from torch's generator for every
+        epoch, but once for workers that live on; and the number of the epoch in this worker, since
+        each has a new object that reads.
+    """
+    info, frames = get_worker_info(), iter(_callers())
+    for frame in frames:
+        reader = frame.f_locals.get("self") if frame.f_code.co_name == "fetch" else None
+        if type(reader).__name__ == _READER:
+            if info is None:
+                loop: Any = next(frames).f_locals["self"]
+                return loop._base_seed, 0
+            known, number = _readers.get(os.getpid(), (None, -1))
+            if known is None or known() is not reader:
+                number += 1
+                _readers[os.getpid()] = ref(reader), number
+            return info.seed - info.id, number
+    return ()
+
+
+_readers: dict[int, tuple[ref[Any], int]] = {}
+"""Object that reads in each worker process, this one and those that it was forked from."""
 
 
 def find_worker() -> tuple[int, int]:

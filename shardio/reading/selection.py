@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shardio.checks import is_whole
 from shardio.errors import UsageError, quoted
 from shardio.indexing.catalog import Catalog
 from shardio.indexing.shard_index import ShardIndex
@@ -77,6 +78,23 @@ def split(samples: Samples, fractions: Sequence[float], seed: int, contents: str
             "several that add up to 1, as split(0.8, 0.1, 0.1)"
         )
     return samples.split(parts, seed, contents)
+
+
+def find_number(dataset: Any, samples: Samples, index: int) -> int:
+    """Return the number of the sample at an index, which may count from the end.
+
+    Raises:
+        IndexError: the index is outside the samples of the dataset.
+        UsageError: the index is not a whole number.
+    """
+    if not is_whole(index):
+        raise UsageError(
+            f"ds[{quoted(index)}]: give one whole number",
+            remedy="ds.subset(range(…)) takes several, ds.by_key(key) a key",
+        )
+    if not -len(samples) <= index < len(samples):
+        raise IndexError(f"{dataset}: index {index} is outside its {len(samples)} samples")
+    return int(index) % len(samples)
 
 
 def find_key(catalog: Catalog, samples: Samples, key: str) -> int | None:

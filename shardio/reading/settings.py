@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -453,7 +454,26 @@ def check_plan(
             where=dataset,
             remedy=f"make the batch smaller or pass {argument('tail', 'pad')}",
         )
+    if buckets is not None and tail == "drop":
+        _warn_of_rare_buckets(buckets, global_batch_size)
     return steps
+
+
+def _warn_of_rare_buckets(buckets: Bucketing, global_batch_size: int) -> None:
+    """Log how many samples come in no epoch, once."""
+    rare = buckets.count_rare(global_batch_size)
+    if rare > _warned.get(buckets, 0):
+        _warned[buckets] = rare
+        _LOG.warning(
+            "%s in buckets that never fill a global batch of %s, and %s leaves them out of every "
+            "epoch; %s and %s deliver them",
+            counted(rare, "sample is", "samples are"),
+            f"{global_batch_size:,}",
+            *(argument("tail", tail) for tail in ("drop", "pad", "even")),
+        )
+
+
+_warned: WeakKeyDictionary[Bucketing, int] = WeakKeyDictionary()
 
 
 def _check_exact(

@@ -192,6 +192,24 @@ def test_samples_and_parts_have_the_sizes_of_their_buckets(art: Path) -> None:
     assert sum(int(batch["valid"].sum()) for batch in dataset.repeated(2)) == 300
 
 
+def test_samples_that_never_come_are_counted(art: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """OneTrainer#573: buckets of less than a batch were left out whole, and nobody knew of whom."""
+    expected = sizes_of(art)
+    counts = Counter(expected.values())
+    rare = {key for key, size in expected.items() if counts[size] < 30}
+    assert 0 < len(rare) < 60
+    dataset = open_dataset(art, tail="drop", global_batch_size=30)
+    seen = {key for _ in range(40) for batch in dataset for key in batch["__key__"]}
+    assert seen == {*expected} - rare
+    noted = (
+        f"{len(rare)} samples are in buckets that never fill a global batch of 30, and tail='drop'"
+    )
+    assert caplog.text.count(noted) == 1
+    caplog.clear()
+    assert {key for batch in open_dataset(art) for key in batch["__key__"]} == {*expected}
+    assert not caplog.text
+
+
 def test_sizes_that_no_index_has_are_read_once(
     art: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,6 +61,8 @@ def test_every_rank_has_as_many_batches_whatever_is_left(
     """datasets#6623: of five samples in batches of two the last rank got none, and the other hung.
 
     webdataset#188: with fewer shards than workers and ranks some had nothing to read.
+    datasets#8079: of a single shard all ranks but the first got no sample.
+    litData#233: ranks had different numbers of batches in spite of drop_last.
     """
     few = shardio.ShardDataset(folders[1]).subset([3, 100, 200, 300, 599])
     sizes, keys = set(), []

@@ -471,6 +471,14 @@ def test_a_loop_that_sets_the_epoch_of_the_sampler_sets_that_of_the_loader(packe
     assert len(loader.sampler) == len(loader.dataset)
 
 
+def test_a_loop_that_would_skip_steps_of_a_loader_is_told_of_its_state(packed: Path) -> None:
+    """accelerate#2859: skip_first_batches reads what it skips, and copies a DataLoader for it."""
+    loader = loader_of(packed)
+    assert not hasattr(loader, "drop_last")
+    with pytest.raises(AttributeError, match=r"skip_first_batches .* loader\.load_state_dict"):
+        loader.drop_last  # noqa: B018  reading it is the test
+
+
 def test_what_does_not_fit_the_ranks_is_said_before_workers_start(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

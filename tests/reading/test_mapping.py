@@ -727,7 +727,7 @@ def test_a_tuple_of_an_entry_that_is_not_there_is_refused(mixed: Path) -> None:
 
 
 def test_a_transform_of_one_picture_is_refused_where_a_sample_has_two(tmp_path: Path) -> None:
-    """DALI#5086: a crop that two images do not share."""
+    """DALI#4012: a random crop of its own for each of two pictures."""
     make_shard(tmp_path / "a.tar", {"a": {"l.png": png(9, 9, 1), "r.png": png(9, 9, 2)}})
     both = {"left": "l.png", "right": "r.png"}
     with pytest.raises(shardio.UsageError, match=r"'right' cannot follow it; .* as map="):

@@ -109,7 +109,10 @@ def test_a_small_mask_shows_what_it_shows_when_enlarged(classes: NDArray[np.uint
 
 
 def test_image_and_mask_of_one_size_have_one_crop(tmp_path: Path) -> None:
-    """Each pixel of the image says where it lies, in steps that blending does not cross."""
+    """Each pixel of the image says where it lies, in steps that blending does not cross.
+
+    DALI#5086: image and mask of a sample had random crops of their own.
+    """
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     place = np.stack([rows, columns, 0 * rows], axis=2).astype(np.uint8)
     samples = {f"{i}": {"rgb.npy": npy(place), "mask.rgb.npy": npy(place)} for i in range(16)}

@@ -131,6 +131,27 @@ def test_a_mixture_resumes_after_any_batch(parts: tuple[shardio.ShardDataset, ..
         whole.load_state_dict(mix.state_dict(last))
 
 
+def test_a_source_of_fewer_samples_than_workers_is_mixed_in(tmp_path: Path) -> None:
+    """Megatron-Energon#145: a source that had no sample for some worker crashed."""
+    for name, count in (("many", 20), ("one", 1)):
+        samples = {f"{name}{n}": {"cls": b"1"} for n in range(count)}
+        make_shard(tmp_path / f"{name}.tar", samples)
+    keys = []
+    for rank in range(4):
+        share: dict[str, Any] = {"global_batch_size": 4, "rank": rank, "world_size": 4}
+        many, one = (
+            shardio.ShardDataset(tmp_path / f"{name}.tar", shuffle=True, **share)
+            for name in ("many", "one")
+        )
+        mix = shardio.Mix([many, one], weights=[0.8, 0.2], stop="all")
+        batches = [*DataLoader(mix, batch_size=None, num_workers=2 * (rank % 2))]
+        assert len(batches) == len(mix) == 7
+        keys += [key for batch in batches for key in batch["__key__"]]
+    counts = Counter(keys)
+    assert counts["one0"] == pytest.approx(28 / 5, abs=1)
+    assert {key for key in counts if key != "one0"} == {f"many{n}" for n in range(20)}
+
+
 def test_weights_of_any_sum_are_shares(parts: tuple[shardio.ShardDataset, ...]) -> None:
     mixed = [shardio.Mix(parts, weights=weights) for weights in ([0.2, 0.3, 0.5], [2, 3, 5])]
     assert mixed[0].state_dict() == mixed[1].state_dict()

@@ -43,6 +43,7 @@ def _run(rank: int, folder: Path, out: Path) -> None:
 def test_ranks_of_a_mesh_get_the_samples_of_their_data_parallel_rank(
     packed: Path, tmp_path: Path
 ) -> None:
+    """streaming#854: a dataset took no rank of a DeviceMesh."""
     context: Any = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=_run, args=(rank, packed, tmp_path)) for rank in range(4)]
     for process in processes:

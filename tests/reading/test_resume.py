@@ -44,6 +44,7 @@ def epochs_of(folder: Path, count: int, **options: Any) -> list[list[list[str]]]
 
 @pytest.mark.parametrize("step", [0, 1, 7, BATCHES - 1])
 def test_a_loop_without_workers_goes_on_where_it_was_left(packed: Path, step: int) -> None:
+    """streaming#437: another loader with the same state began the epoch again."""
     first, second = epochs_of(packed, 2)
     dataset = open_dataset(packed)
     assert keys_of(islice(dataset, step)) == first[:step]
@@ -157,6 +158,7 @@ def test_torchdatas_stateful_loader_resumes_after_a_finished_epoch(
 def test_a_resumed_stateful_loader_resumes_again_in_a_later_epoch(
     packed: Path, workers: int
 ) -> None:
+    """KempnerForge#57: the second state of an epoch counted from the first one."""
     epochs = epochs_of(packed, 5)
     dataset = open_dataset(packed)
     dataset.set_epoch(3)

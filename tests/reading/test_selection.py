@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from itertools import chain, combinations, permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, random_split
+from torch.utils.data import DataLoader, Subset, random_split
 
 import shardio
 from shardio.reading import shards
@@ -178,6 +179,14 @@ def test_parts_of_a_split_are_disjoint_and_whole(
     assert len({key[:7] for key in keys_of(parts[2])}) == 10
 
 
+def test_parts_of_a_split_may_be_in_any_order(dataset: shardio.ShardDataset) -> None:
+    """litData#186: of 0.1, 0.2 and 0.7 the last part failed."""
+    for fractions in permutations((0.1, 0.2, 0.7)):
+        parts = dataset.replace(decode=False).split(*fractions)
+        assert [len(part.samples) for part in parts] == [round(600 * each) for each in fractions]
+        assert len({*chain(*map(keys_of, parts))}) == 600
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
@@ -315,6 +324,41 @@ def test_subsets_of_torch_are_right_or_refused(packed: Path, batch_size: int | N
             next(iter(DataLoader(parts[0], batch_size=batched, collate_fn=list)))
 
 
+WORKERS = [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}]
+
+
+def draw(sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    return {"image": sample["image"], "drawn": rng.random()}
+
+
+@pytest.mark.parametrize("options", WORKERS, ids=["alone", "workers", "persistent"])
+def test_subsets_of_torch_have_new_crops_in_every_epoch(
+    packed: Path, options: dict[str, Any]
+) -> None:
+    """AlbumentationsX#266, starVLA#470: a sample was augmented alike in every epoch."""
+    dataset = shardio.ShardDataset(packed, transform=shardio.RandomResizedCrop(6), map=draw)
+    part = Subset(dataset, range(12, 20))
+
+    def epochs() -> list[tuple[torch.Tensor, list[float]]]:
+        torch.manual_seed(3)
+        loader = DataLoader(part, batch_size=2, **options)
+        batches = [[*loader] for _ in range(3)]
+        return [
+            (
+                torch.cat([b["image"] for b in epoch]),
+                [n for b in epoch for n in b["drawn"].tolist()],
+            )
+            for epoch in batches
+        ]
+
+    found = epochs()
+    assert len({number for _, drawn in found for number in drawn}) == 24
+    for one, other in combinations((images for images, _ in found), 2):
+        assert all((a != b).any() for a, b in zip(one, other, strict=True))
+    assert [drawn for _, drawn in epochs()] == [drawn for _, drawn in found]
+    assert torch.equal(dataset[12]["image"], dataset[12]["image"])
+
+
 def test_targets_are_those_of_image_folder(images: Path, dataset: shardio.ShardDataset) -> None:
     folders = sorted(path.name for path in images.iterdir())
     assert dataset.class_to_idx == {name: number for number, name in enumerate(folders)}
@@ -358,6 +402,7 @@ def test_targets_that_are_not_there_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_transform_that_is_set_takes_effect_in_the_next_loop(packed: Path) -> None:
+    """gromo#58: what was set for the part to validate was set for the other one, too."""
     dataset = shardio.ShardDataset(packed, batch_size=20)
     part, loop = dataset.subset(range(40)), iter(dataset)
     assert next(loop)["image"].shape[2:] == (8, 8)
@@ -368,6 +413,33 @@ def test_a_transform_that_is_set_takes_effect_in_the_next_loop(packed: Path) -> 
     with pytest.raises(shardio.UsageError, match="transform=3: it must be callable"):
         dataset.transform = 3  # type: ignore[assignment]
     assert isinstance(dataset.transform, shardio.Resize)
+
+
+@pytest.mark.parametrize("kind", ["batches", "mixture", "loader", "subset"])
+def test_workers_that_live_on_do_not_keep_a_transform_in_silence(packed: Path, kind: str) -> None:
+    """pytorch#97326: what is set on a dataset does not reach its persistent workers."""
+    dataset = shardio.ShardDataset(packed, batch_size=None if kind == "subset" else 20)
+    wrap: dict[str, Any] = {
+        "mixture": lambda: shardio.Mix([dataset], weights=[1]),
+        "loader": lambda: shardio.Loader(dataset, threads=1),
+        "subset": lambda: Subset(dataset, range(40)),
+    }
+    read = wrap.get(kind, lambda: dataset)()
+    size = 20 if kind == "subset" else None
+
+    def shapes(loader: Any) -> set[tuple[int, ...]]:
+        return {tuple(batch["image"].shape[2:]) for batch in loader}
+
+    loader = DataLoader(read, batch_size=size, num_workers=1, persistent_workers=True)
+    assert shapes(loader) == shapes(loader) == {(8, 8)}
+    dataset.transform = shardio.Resize((4, 4))
+    with pytest.raises(
+        shardio.UsageError, match=r"set after the workers .* keep the old one; make"
+    ):
+        shapes(loader)
+    assert shapes(DataLoader(read, batch_size=size, num_workers=1)) == {(4, 4)}
+    if kind == "batches":
+        assert shapes(shardio.Loader(read, workers=1)) == {(4, 4)}
 
 
 class Named(shardio.ShardDataset):

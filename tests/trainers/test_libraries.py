@@ -308,8 +308,57 @@ def test_points_that_a_transform_drops_are_refused(drawn: Path) -> None:
         list(opened(drawn, map=dropping, fields={**FIELDS, "boxes": "json"}))
 
 
+@pytest.mark.parametrize("labels", [["labels"], ["labels", "names"]])
+@pytest.mark.parametrize("format_", ["coco", "pascal_voc"])
+def test_labels_of_albumentations_go_with_their_boxes(
+    drawn: Path, labels: list[str], format_: str
+) -> None:
+    """albumentations#1999: label fields kept the labels of boxes that a crop had left out."""
+    crops = [albumentations.Crop(0, 0, 4, 3), albumentations.RandomCrop(3, 4)]
+    crop = albumentations.Compose(
+        [albumentations.OneOf(crops, p=1)],
+        bbox_params=albumentations.BboxParams(format_, label_fields=labels),
+    )
+    fields = {name: FIELDS[name] for name in ("image", "boxes", "label")}
+    seen = set()
+    for batch in opened(drawn, map=crop, fields=fields):
+        for picture, boxes, label in zip(
+            batch["image"], batch["boxes"], batch["label"].tolist(), strict=True
+        ):
+            expected = {"grey": label, "corner": 7}
+            assert boxes["labels"].tolist() == [expected[name] for name in boxes["names"]]
+            assert len(boxes["boxes"]) == len(boxes["names"])
+            assert ("grey" in boxes["names"]) == bool((picture > 100).any())
+            seen.add((*boxes["names"],))
+    assert seen == {(), ("grey",), ("corner",)}
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        v2.Compose([V2, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes()]),
+        albumentations.Compose(
+            [albumentations.LongestMaxSize(30), albumentations.PadIfNeeded(40, 40)],
+            bbox_params=albumentations.BboxParams("pascal_voc", label_fields=["labels"]),
+        ),
+    ],
+    ids=["v2", "albumentations"],
+)
+def test_pictures_without_a_box_are_samples_too(tmp_path: Path, transform: Any) -> None:
+    """albumentations#1918, vision#2144: a picture without an object raised, or had a box of 0."""
+    picture = png(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    nothing = {"png": picture, "json": json.dumps({"boxes": [], "labels": []}).encode()}
+    one = {"png": picture, "json": b'{"boxes": [[0, 0, 36, 24]], "labels": [3]}'}
+    make_shard(tmp_path / "a.tar", {str(n): [nothing, one][n % 2] for n in range(6)})
+    fields = {"image": "png", "boxes": shardio.Boxes("json", also=["labels"])}
+    (batch,) = opened(tmp_path, map=transform, fields=fields, batch_size=6)
+    for key, boxes in zip(batch["__key__"], batch["boxes"], strict=True):
+        assert (boxes["boxes"].shape, boxes["boxes"].dtype) == ((int(key) % 2, 4), torch.float32)
+        assert boxes["labels"].tolist() == [3] * (int(key) % 2)
+
+
 def test_labels_do_not_outnumber_boxes(drawn: Path) -> None:
-    """albumentations#1999, vision#2240: labels without boxes, and boxes without area."""
+    """vision#2240: boxes without area made a loss that is no number."""
     fields = {"image": "png", "boxes": shardio.Boxes("json", also=["labels"])}
     crop = v2.RandomCrop((16, 20))
     sane = v2.Compose([crop, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes()])

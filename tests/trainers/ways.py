@@ -77,6 +77,26 @@ def accelerate() -> None:
         return Accelerator(cpu=True, dataloader_config=chosen).prepare(loader)
 
     each, split = {"dispatch_batches": False}, {"split_batches": True}
+    stateful = {"use_stateful_dataloader": True}
+
+    def resumed(make: Callable[[], Any]) -> list[list[int]]:
+        loader, received = make(), []
+        for batch in islice(loader, 4):
+            received += labels_of(batch)
+            state = loader.state_dict()
+        again = make()
+        again.load_state_dict(state)
+        return [received + epoch_of(again), epoch_of(again)]
+
+    def ahead() -> Any:
+        return prepared(batched(**ONE), **stateful)
+
+    def behind() -> Any:
+        return prepared(batched(**ONE), **stateful, **each)
+
+    def own() -> Any:
+        return prepared(shardio.Loader(batches(), threads=1), **stateful)
+
     ways: dict[str, Callable[[], Any]] = {
         "refused: samples": lambda: prepared(batched()),
         "refused: samples, workers": lambda: prepared(batched(1)),
@@ -105,6 +125,9 @@ def accelerate() -> None:
     }
     for name, make in ways.items():
         report(name, lambda make=make: [epoch_of(loader) for loader in [make()] * 2])  # type: ignore[misc]
+    report("refused: for one rank, stateful", lambda: resumed(ahead))
+    report("repeats: for one rank, stateful, each rank reads, resumed", lambda: resumed(behind))
+    report("whole: Loader, resumed", lambda: resumed(own))
 
 
 def ignite() -> None:
@@ -171,7 +194,7 @@ def torchdata() -> None:
 
 
 def _tokenize(sample: dict[str, Any]) -> dict[str, Any]:
-    return {**sample, "tokens": int(sample["text"])}
+    return {"labels": int(sample["text"])}
 
 
 def transformers() -> None:
@@ -183,8 +206,7 @@ def transformers() -> None:
             self.weight = torch.nn.Parameter(torch.zeros(()))
             self.received: list[list[int]] = []
 
-        def forward(self, labels: Any, valid: Any, tokens: Any = None, **_: Any) -> Any:
-            assert tokens is None or torch.equal(tokens, labels)
+        def forward(self, labels: Any, valid: Any, **_: Any) -> Any:
             if self.training:
                 self.received[-1] += labels[valid].tolist()
             return {"loss": self.weight * labels.sum(), "logits": labels[:, None].float()}
@@ -256,8 +278,7 @@ def transformers() -> None:
         return samples(fields={"labels": "cls"}, **options)
 
     def mapped() -> list[list[int]]:
-        fields, tokenize = {"labels": "cls", "text": "txt"}, _tokenize
-        return train(samples(fields=fields, map=tokenize, **ONE))
+        return train(samples(fields={"text": "txt"}, map=_tokenize, **ONE))
 
     def predicted() -> list[list[int]]:
         found = trainer(labels(**ONE)).predict(labels(**ONE)).predictions
@@ -279,8 +300,8 @@ def transformers() -> None:
     report("everywhere: predicted", predicted)
 
 
-def _lightning(steps: Any) -> tuple[Any, Any]:
-    """Return a module that notes what it receives, and a function that makes a trainer."""
+def _lightning(steps: Any, strategy: str = "ddp") -> tuple[Any, Any]:
+    """Return a module that notes what it receives, and a trainer."""
     import lightning as pl
 
     class Module(pl.LightningModule):
@@ -289,6 +310,11 @@ def _lightning(steps: Any) -> tuple[Any, Any]:
             self.weight = torch.nn.Parameter(torch.zeros(()))
             self.received: list[list[int]] = []
             self.saved: Path | None = None
+            self.reported = ""
+
+        def on_train_end(self) -> None:
+            if self.reported:
+                report(self.reported, lambda: self.received)
 
         def on_train_batch_end(self, *_: Any) -> None:
             if self.saved and self.trainer.global_step == steps:
@@ -305,7 +331,7 @@ def _lightning(steps: Any) -> tuple[Any, Any]:
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=2,
-        strategy="ddp",
+        strategy=strategy,
         max_steps=steps,
         logger=False,
         enable_checkpointing=False,
@@ -323,6 +349,15 @@ def lightning_launches() -> None:
     trainer.fit(module, DataLoader(dataset, batch_size=None))
     report("whole: made before launch", lambda: module.received)
     report("whole: made after fit", lambda: [epoch_of(batches())])
+
+
+def lightning_forks() -> None:
+    """Lightning forks both ranks, as in a notebook, and sets no variable of theirs."""
+    assert not {"RANK", "WORLD_SIZE"} & {*os.environ}
+    dataset = batches()
+    module, trainer = _lightning(14, "ddp_notebook")
+    module.reported = "whole: made before the fork"
+    trainer.fit(module, DataLoader(dataset, batch_size=None, num_workers=1))
 
 
 def lightning() -> None:
@@ -366,12 +401,11 @@ def lightning() -> None:
             report(f"whole: {name}, resumed", lambda make=make: resumed(make))  # type: ignore[misc]
 
 
-WAYS = {
-    f.__name__: f
-    for f in (accelerate, ignite, lightning, lightning_launches, torchdata, transformers)
-}
+FUNCTIONS = accelerate, ignite, lightning, lightning_forks, lightning_launches
+WAYS = {f.__name__: f for f in (*FUNCTIONS, torchdata, transformers)}
 
 if __name__ == "__main__":
     WAYS[sys.argv[1]]()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()  # gloo's threads may abort a process that just ends
+    if torch.distributed.is_initialized():  # not where it forked the ranks
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()  # gloo's threads may abort a process that ends
