@@ -352,7 +352,7 @@ def test_the_command_measures_and_writes_the_reports(packed: Path, tmp_path: Pat
     reports = ("--html", html, "--png", png, "--trace", trace)
     code = tmp_path / "mine.py"
     code.write_text("print('noise')\ndef step(batch):\n    print('more')\n")
-    quick = ("--seconds", "0.2", "--size", "16", "--threads", "0", "--train", f"{code}:step")
+    quick = ("--seconds", "0.6", "--size", "16", "--threads", "0", "--train", f"{code}:step")
     done = run(packed, *quick, *reports, "--json")
     assert done.returncode == 0, done.stderr
     (one,) = json.loads(done.stdout)["runs"]
