@@ -254,7 +254,10 @@ class PackOptions(OutputOptions):
                 remedy=f"leave {argument('fields')} out; the table names the files of a sample",
             )
         if self.split is not None and self.split_column is not None:
-            raise UsageError("split and split_column exclude each other", remedy="give one of them")
+            raise UsageError(
+                f"{argument('split')} and {argument('split_column')} exclude each other",
+                remedy="give one of them",
+            )
         if self.dedupe is not None:
             one_of("dedupe", self.dedupe, get_args(Likeness))
         if self.dedupe is None and self.keep_duplicates:

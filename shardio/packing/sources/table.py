@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from shardio.errors import PackError, SituationError, UsageError, quoted
+from shardio.errors import PackError, SituationError, UsageError, argument, quoted
 from shardio.fields.base import Bytes
 from shardio.fields.defaults import type_of
 from shardio.fields.text import integer_in
@@ -387,25 +387,15 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
     present = table.columns
     key, label, split = options.key_column, options.label_column, options.split_column
     paths = tuple(map(_parse_path_column, options.path_columns)) or _default_paths(table, present)
-    targets = choose_vectors("target_columns", options.target_columns, present)
-    multilabel = choose_vectors("multilabel_columns", options.multilabel_columns, present)
+    targets = choose_vectors(argument("target_columns"), options.target_columns, present)
+    multilabel = choose_vectors(argument("multilabel_columns"), options.multilabel_columns, present)
     vectors = [*targets, *multilabel]
     used = {column for _, column in paths} | {key, split, ""}
     used |= {column for each in vectors for column in each.columns}
-    if label is None and options.labels:
-        label = next((name for name in _LABELS if name in present and name not in used), None)
-        others = {*present} - used
-        if label is None and not vectors and (options.classes is not None or others):
-            both = _path_options(table, present, paths[0].column)
-            raise SituationError(
-                f"which column holds the labels? It has {', '.join(present)}",
-                where=table.path,
-                remedy=f"name it (--label-column), {f'pack both files ({both}), ' if both else ''}"
-                "or pack without labels (--no-labels)",
-            )
     if not options.labels and label is not None:
         raise UsageError(
-            "label_column names a column, but labels=False packs no labels",
+            f"{argument('label_column')} names a column, but {argument('labels', False)} packs no "
+            "labels",
             remedy="leave one of them out",
         )
     for column in (*(column for _, column in paths), label, key, split, *(options.columns or ())):
@@ -414,6 +404,18 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
                 f"there is no column {column!r}",
                 where=table.path,
                 remedy=f"its columns are {', '.join(present)}",
+            )
+    if label is None and options.labels:
+        label = next((name for name in _LABELS if name in present and name not in used), None)
+        others = {*present} - used
+        if label is None and not vectors and (options.classes is not None or others):
+            both = "" if options.path_columns else _path_options(table, present, paths[0].column)
+            ways = "divide by the column split (--split-column split), " * ("split" in others)
+            ways += f"pack both files ({both}), " if both else ""
+            raise SituationError(
+                f"which column holds the labels? It has {', '.join(present)}",
+                where=table.path,
+                remedy=f"name it (--label-column), {ways}or pack without labels (--no-labels)",
             )
     names = [*(field for field, _ in paths if field), *(each.field for each in vectors)]
     if again := next((name for name in names if names.count(name) > 1), None):
