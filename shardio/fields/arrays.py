@@ -345,6 +345,7 @@ class Array(FieldType):
         return stream.getvalue()
 
     def preview(self, data: Buffer) -> str:
-        """Show dtype and shape."""
+        """Show dtype and shape, or the number of an array without dimensions."""
         dtype, shape, *_ = npy_header(memoryview(data))
-        return f"{dtype} {[*shape]}"
+        number = not shape and dtype.kind in "biuf"
+        return f"{dtype} {str(self.decode(data)[()]) if number else [*shape]}"

@@ -518,11 +518,13 @@ class Batch:
             names = self._delivery.fields[name]
             wanted, ends = ";".join(names), tuple(f".{field}" for field in names)
             what = f"the sample has no such field, wanted for {quoted(name)}"
+            present = [*shard.index.cells(sample)]
             remedy = (
-                f"write {quoted(wanted + '?')} in fields= if samples may lack it, which "
-                f"{quoted('has_' + name)} then tells"
+                f"it has {', '.join(map(shown, present[:8]))}; write {quoted(wanted + ';FIELD')} "
+                f"in fields= to read one of these where {wanted} is missing, or "
+                f"{quoted(wanted + '?')} if samples may lack it, as {quoted('has_' + name)} tells"
             )
-            dotted = [field for field in shard.index.cells(sample) if field.endswith(ends)]
+            dotted = [field for field in present if field.endswith(ends)]
             if dotted:
                 what += f", but {quoted(dotted[0])}, as a field begins at the first dot of a name"
                 remedy = f"name it in fields= if that is meant; else {WITHOUT_DOTS}"

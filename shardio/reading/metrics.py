@@ -41,8 +41,8 @@ class MaskedMean:
             )
         if values.ndim != 1 or values.shape != valid.shape:
             raise UsageError(
-                f"values are {list(values.shape)} and valid is {list(valid.shape)}: give one value "
-                "and one flag for each sample"
+                f"values are {list(values.shape)} and valid is {list(valid.shape)}, both must be "
+                "[B]: give one value and one flag for each sample; of pixels, flatten() both"
             )
         valid = valid.to(values.device)
         kept = torch.where(valid, values.detach().double(), 0.0)

@@ -61,6 +61,35 @@ def test_mistakes_get_one_sentence(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (
+            "--path-column image --path-column mask.png=mask",
+            1,
+            "name it (--label-column), divide by the column split (--split-column split), or pack "
+            "without labels (--no-labels)",
+        ),
+        ("--split-column split", 1, "pack both files (--path-column image --path-column mask.png="),
+        (
+            "--split-column splitt",
+            1,
+            "no column 'splitt'; its columns are image, mask, split, note",
+        ),
+        ("--no-labels --label-column mask", 2, "--label-column names a column, but --no-labels"),
+        ("--target-column z", 1, "--target-column: there is no column 'z'"),
+        ("--split a=1 --split-column split", 2, "--split and --split-column exclude each other"),
+    ],
+)
+def test_what_is_asked_of_columns_is_not_what_was_given(
+    tmp_path: Path, options: str, code: int, message: str
+) -> None:
+    (tmp_path / "t.csv").write_text("image,mask,split,note\na.png,m.png,train,x\n")
+    done = run(tmp_path / "t.csv", tmp_path / "out", "--shards", 1, *options.split())
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+
+
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = run(tmp_path / "no.csv", tmp_path / "out", "--shards", 1)
     assert done.returncode == 1

@@ -91,6 +91,14 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         shardio.MaskedMean().add(torch.zeros(4, 1), torch.ones(4, dtype=torch.bool))
 
 
+def test_pixels_count_when_they_are_one_row() -> None:
+    mean, values, valid = shardio.MaskedMean(), torch.zeros(2, 3), torch.ones(2, 3).bool()
+    with pytest.raises(shardio.UsageError, match=r"of pixels, flatten\(\) both"):
+        mean.add(values, valid)
+    mean.add(values.flatten(), valid.flatten())
+    assert mean.count() == 6
+
+
 def test_a_short_tail_is_for_one_rank_alone(packed: Path) -> None:
     dataset = shardio.ShardDataset(packed, batch_size=70, tail="short")
     sizes = [len(batch["__key__"]) for batch in dataset]

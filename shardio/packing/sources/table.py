@@ -387,8 +387,8 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
     present = table.columns
     key, label, split = options.key_column, options.label_column, options.split_column
     paths = tuple(map(_parse_path_column, options.path_columns)) or _default_paths(table, present)
-    targets = choose_vectors("target_columns", options.target_columns, present)
-    multilabel = choose_vectors("multilabel_columns", options.multilabel_columns, present)
+    targets = choose_vectors(argument("target_columns"), options.target_columns, present)
+    multilabel = choose_vectors(argument("multilabel_columns"), options.multilabel_columns, present)
     vectors = [*targets, *multilabel]
     used = {column for _, column in paths} | {key, split, ""}
     used |= {column for each in vectors for column in each.columns}
@@ -416,6 +416,18 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
                 f"there is no column {column!r}",
                 where=table.path,
                 remedy=f"its columns are {', '.join(present)}",
+            )
+    if label is None and options.labels:
+        label = next((name for name in _LABELS if name in present and name not in used), None)
+        others = {*present} - used
+        if label is None and not vectors and (options.classes is not None or others):
+            both = "" if options.path_columns else _path_options(table, present, paths[0].column)
+            ways = "divide by the column split (--split-column split), " * ("split" in others)
+            ways += f"pack both files ({both}), " if both else ""
+            raise SituationError(
+                f"which column holds the labels? It has {', '.join(present)}",
+                where=table.path,
+                remedy=f"name it (--label-column), {ways}or pack without labels (--no-labels)",
             )
     names = [*(field for field, _ in paths if field), *(each.field for each in vectors)]
     if again := next((name for name in names if names.count(name) > 1), None):
