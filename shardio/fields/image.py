@@ -25,6 +25,7 @@ child, which has OpenCV's records of the threads but not the threads, would wait
 from __future__ import annotations
 
 import os
+import re
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -156,12 +157,18 @@ def _with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8
     return found  # type: ignore[no-any-return]
 
 
+_OF_OPENCV = re.compile(r"^OpenCV\(.*error: \(-\d+:[^)]*\) (.*) in function '.*'$", re.DOTALL)
+"""Text of an error of OpenCV, with the reason as its group."""
+
+
 def _with_opencv(data: Buffer, info: ImageInfo, flags: int) -> NDArray[Any]:
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         _allocate_for_trial(info)
-        raise CodecError(f"OpenCV refuses the image: {error.err or error}") from None
+        # Not error.err, which is an attribute of the class: another thread may have set it.
+        reason = _OF_OPENCV.sub(r"\1", str(error).strip())
+        raise CodecError(f"OpenCV refuses the image: {reason}") from None
     if pixels is None:
         _allocate_for_trial(info)
         raise CodecError("OpenCV does not decode the image: its data are corrupt or of a rare kind")

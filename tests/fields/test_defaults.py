@@ -77,6 +77,11 @@ def test_all_that_decodes_is_behind_the_boundary(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(cv2, "imdecode", fail)
         with pytest.raises(CodecError, match="some"):
             decode_field("png", picture)
+    with pytest.raises(cv2.error):  # OpenCV leaves its words in the class, for any thread
+        cv2.resize(np.zeros((0, 0), np.uint8), (1, 1))
+    monkeypatch.setattr(cv2, "imdecode", raise_as_opencv)
+    with pytest.raises(CodecError, match=r"^OpenCV refuses the image: !buf.empty\(\)$"):
+        decode_field("png", picture)
     mistakes = NameError, ImportError, AttributeError
     for other in (MemoryError, OSError, KeyboardInterrupt, UsageError, *mistakes):
 
@@ -89,6 +94,13 @@ def test_all_that_decodes_is_behind_the_boundary(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(np.lib.format, "descr_to_dtype", use_up)
     with pytest.raises(MemoryError):
         decode_field("npy", npy())
+
+
+def raise_as_opencv(*_: object) -> None:
+    raise cv2.error(
+        "OpenCV(5.0.0) /io/imgcodecs/loadsave.cpp:1195: error: (-215:Assertion failed) "
+        "!buf.empty() in function 'imdecode_'\n"
+    )
 
 
 def use_up(*_: object) -> None:
