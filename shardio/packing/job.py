@@ -222,8 +222,10 @@ def _pack(
     names = job.parts
     with hold_folder(folder, names) as output:
         source = open_source(output.work)
-        if target is None and WHOLE in names and source.classes:
-            _warn_of_other_classes(folder, source.classes)
+        if target is None and WHOLE in names:
+            _warn_of_packed_inside(folder)
+            if source.classes:
+                _warn_of_other_classes(folder, source.classes)
         types = combined_types(types_of(source), job.types)
         job = replace(job, types=types | _type_of_pixels(types, job.images))
         plan = _plan(output, job, source, target)
@@ -251,6 +253,17 @@ def _pack(
             remedy="use the folder, or name another one",
         )
     return plan, ended
+
+
+def _warn_of_packed_inside(folder: Path) -> None:
+    """Log packed folders in this one, as splits of an earlier pack, which others would overlook."""
+    if inside := [found.name for found in find_splits(folder)]:
+        _LOG.warning(
+            "%s: it holds packed folders already, %s, which stay as they are; the shards of this "
+            "pack come beside them, and whoever reads the folder reads these alone",
+            folder,
+            ", ".join(map(shown, inside)),
+        )
 
 
 def _warn_of_other_classes(folder: Path, classes: Sequence[str]) -> None:

@@ -264,6 +264,16 @@ def test_a_dataset_inside_the_folder_of_an_interrupted_pack_is_kept(
     assert contents(out / "val") == expected
 
 
+def test_splits_inside_the_folder_of_a_pack_without_splits_are_told(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    shardio.pack(source, out, shards=4, split={"train": 0.5, "val": 0.5})
+    assert "packed folders" not in caplog.text
+    shardio.pack(source, out, shards=2)
+    assert f"{out}: it holds packed folders already, train, val, which stay" in caplog.text
+
+
 def test_a_split_of_an_interrupted_pack_is_no_folder_for_another_pack(
     source: Path, tmp_path: Path
 ) -> None:

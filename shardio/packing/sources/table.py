@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -392,18 +392,6 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
     vectors = [*targets, *multilabel]
     used = {column for _, column in paths} | {key, split, ""}
     used |= {column for each in vectors for column in each.columns}
-    if label is None and options.labels:
-        label = next((name for name in _LABELS if name in present and name not in used), None)
-        others = {*present} - used
-        if label is None and not vectors and (options.classes is not None or others):
-            both = _path_options(table, present, paths[0].column)
-            raise SituationError(
-                f"which column holds the labels? It has {', '.join(present)}",
-                where=table.path,
-                remedy=f"name it ({argument('label_column')}), "
-                f"{f'pack both files ({both}), ' if both else ''}"
-                f"or pack without labels ({argument('labels', False)})",
-            )
     if not options.labels and label is not None:
         raise UsageError(
             f"{argument('label_column')} names a column, but {argument('labels', False)} packs no "
@@ -418,17 +406,7 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
                 remedy=f"its columns are {', '.join(present)}",
             )
     if label is None and options.labels:
-        label = next((name for name in _LABELS if name in present and name not in used), None)
-        others = {*present} - used
-        if label is None and not vectors and (options.classes is not None or others):
-            both = "" if options.path_columns else _path_options(table, present, paths[0].column)
-            ways = "divide by the column split (--split-column split), " * ("split" in others)
-            ways += f"pack both files ({both}), " if both else ""
-            raise SituationError(
-                f"which column holds the labels? It has {', '.join(present)}",
-                where=table.path,
-                remedy=f"name it (--label-column), {ways}or pack without labels (--no-labels)",
-            )
+        label = _find_label(table, options, used, paths, vectors)
     names = [*(field for field, _ in paths if field), *(each.field for each in vectors)]
     if again := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"two options name the field {again!r}", remedy="name one otherwise")
@@ -450,6 +428,33 @@ def _choose_columns(table: Table, options: PackOptions) -> Columns:
         multilabel=multilabel,
         extra=frozenset(extra),
     )
+
+
+def _find_label(
+    table: Table,
+    options: PackOptions,
+    used: Container[str | None],
+    paths: Sequence[PathColumn],
+    vectors: Sequence[VectorColumns],
+) -> str | None:
+    """Return the column of labels by its name; None if the samples need none.
+
+    Raises:
+        SituationError: some columns have no use, and none has a usual name.
+    """
+    others = [name for name in table.columns if name not in used]
+    label = next((name for name in _LABELS if name in others), None)
+    if label is None and not vectors and (options.classes is not None or others):
+        both = "" if options.path_columns else _path_options(table, table.columns, paths[0].column)
+        by_split = f"divide by the column split ({argument('split_column', 'split')}), "
+        raise SituationError(
+            f"which column holds the labels? It has {', '.join(table.columns)}",
+            where=table.path,
+            remedy=f"name it ({argument('label_column')}), {by_split * ('split' in others)}"
+            f"{f'pack both files ({both}), ' * bool(both)}"
+            f"or pack without labels ({argument('labels', False)})",
+        )
+    return label
 
 
 def _label_name(row: Row, column: str) -> str:
