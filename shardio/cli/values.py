@@ -254,8 +254,8 @@ _store_options = several(
         multiple=True,
         callback=_parse_storage,
         help="Setting of the store of a URL, as anon=true or endpoint_url=https://...; repeat it "
-        "for several. Others see what a command is given: leave secrets to the environment of the "
-        "store, as AWS_PROFILE or HF_TOKEN.",
+        "for several. Others see what a command is given: leave secrets to environment "
+        "variables, as AWS_PROFILE or HF_TOKEN.",
     ),
     click.option(
         "--cache-dir",

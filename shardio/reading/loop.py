@@ -603,7 +603,7 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         if lacking:
             raise UsageError(
                 f"as_tuple: there is no entry {quoted(lacking[0])}",
-                remedy=f"choose among {', '.join(map(quoted, batch))}",
+                remedy=f"choose among {', '.join(map(quoted, batch))}, or make it in map=",
             )
         return {name: batch[name] for name in self._as_tuple}
 

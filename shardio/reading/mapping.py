@@ -190,7 +190,8 @@ class Functions:
                 "that its random numbers would depend on their turns",
                 remedy=(
                     "use processes, Loader(ds, workers=n) or DataLoader(ds, batch_size=None, "
-                    "num_workers=n), or pass nondeterministic=True to the dataset"
+                    "num_workers=n), or pass nondeterministic=True to the dataset, which changes "
+                    "nothing where no random numbers are drawn"
                 ),
             )
 

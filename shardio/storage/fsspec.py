@@ -188,7 +188,7 @@ class FsspecStorage(RemoteStorage):
         except Exception as error:  # of whatever library is below
             raise UsageError(
                 f"{self.scheme} storage cannot be opened ({self.harmless(error)})",
-                remedy=f"check {argument('storage_options')} and the environment of the store",
+                remedy=f"check {argument('storage_options')} and the store's environment variables",
             ) from None  # the error itself may show a secret
         return _client(self, system)
 

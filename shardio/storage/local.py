@@ -81,7 +81,10 @@ def url_fault(path: str) -> str | None:
         if scheme == "file":
             return f"{path}: a path is needed, not a URL; leave out what precedes it, file://"
         if scheme == "pipe":
-            return f"{path}: shardio runs no commands; fetch the shards, and name their folder"
+            return (
+                f"{path}: shardio runs no commands; fetch the shards, and name their folder, or "
+                "name what the command reads, as s3://bucket/a.tar"
+            )
         slashes = "" if "://" in path else ", or write the URL as text, with two slashes"
         return (
             f"{path}: {scheme} storage is not read or written here; name a local path: fetch what "

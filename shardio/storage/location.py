@@ -24,7 +24,7 @@ from shardio.storage.remote import RemoteStorage, read_only, remote_error
 
 Options = Mapping[str, Any]
 """Settings of a store by name: anon, endpoint_url, the cache_dir and cache_limit of its shards, and
-others. Credentials are better left to the environment of the store."""
+others. Credentials are better left to environment variables."""
 
 
 def refuse_both(options: Options, arguments: Mapping[str, str]) -> None:

@@ -534,7 +534,7 @@ def as_shard() -> Iterator[None]:
         raise found from None
 
 
-_CREDENTIALS = "check the credentials in {options} or in the environment of the store"
+_CREDENTIALS = "check the credentials in the environment or in {options}"
 _MEANINGS: Mapping[Reason, tuple[type[RemoteError], str, str | None]] = {
     "missing": (RemoteMissing, "no such object", "check the URL"),
     "denied": (RemoteDenied, "the store denies access", _CREDENTIALS),

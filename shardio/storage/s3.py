@@ -24,7 +24,7 @@ from urllib.parse import unquote
 from urllib3.exceptions import HTTPError
 
 from shardio.checks import flag, one_of, require
-from shardio.errors import RemoteError, SituationError, UsageError, argument
+from shardio.errors import RemoteError, SituationError, UsageError, argument, without_secrets
 from shardio.storage.base import FileStat
 from shardio.storage.local import sha256_of
 from shardio.storage.remote import (
@@ -412,6 +412,9 @@ class S3Client:
         except RequestError as error:
             if error.reason in ("denied", "expired") and error.status:
                 error.detail = f"{error.detail.rstrip('. ')}, asked {self._signer()}"
+            elif error.reason in ("broken", "untrusted") and not error.status:  # nobody answered
+                asked = without_secrets(self._s3.meta.endpoint_url)
+                error.detail = f"{error.detail.rstrip('. ')}, asked {asked}"
             raise
 
     def _signer(self) -> str:

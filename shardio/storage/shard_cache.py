@@ -214,6 +214,13 @@ class ShardCache:
                 remedy=f"name one of your own with free space by {argument('cache_dir')}",
             ) from error
         self.limit = int(available * SHARE_OF_FREE) if limit is None else limit
+        raised = f"raise {argument('cache_limit')}"
+        roomier = f"free some space, name another folder by {argument('cache_dir')}, or {raised}"
+        self._limited = (
+            (f"by default its limit is {self.limit:,}, a part of the free space", roomier)
+            if limit is None
+            else (f"its limit is {self.limit:,}", raised)
+        )
 
     def path(self, wanted: WantedShard) -> Path:
         """Return the path of a whole shard, whether it is there or not."""
@@ -336,10 +343,8 @@ class ShardCache:
         if self.folder in _warned:
             return
         _warned.add(self.folder)
-        fault = (
-            f"has no room left for a shard of {wanted.size:,} bytes (its limit is {self.limit:,})"
-        )
-        way = f"raise {argument('cache_limit')}"
+        why, way = self._limited
+        fault = f"has no room left for a shard of {wanted.size:,} bytes ({why})"
         if error is not None:
             fault = f"cannot take a shard of {wanted.size:,} bytes ({error.strerror or error})"
             way = f"free some space, or name another folder by {argument('cache_dir')}"
@@ -367,7 +372,7 @@ class ShardCache:
         if error is not None:
             why, remedy = str(error.strerror or error), "free some space"
         elif wanted.size > self.limit:
-            why, remedy = f"its limit is {self.limit:,}", f"raise {argument('cache_limit')}"
+            why, remedy = self._limited
         return SituationError(
             f"the cache has no room for this shard, which has {wanted.size:,} bytes"
             f"{' without its compression' * compressed} ({why}), and "

@@ -93,7 +93,10 @@ def test_a_repair_writes_to_no_url(
     [
         ("gopher://example.org/shard-{000000..000003}.tar", "gopher storage is not read"),
         ("hf://a/b", "a URL of the hub must be like hf://datasets/org/name/path"),
-        ("pipe:curl -s http://example.org/a.tar", "shardio runs no commands; fetch the shards"),
+        (
+            "pipe:curl -s http://example.org/a.tar",
+            "shardio runs no commands; fetch the shards, .* name what the command reads, as s3://",
+        ),
         ("file:///data/out", "a path is needed, not a URL; leave out .* file://"),
         ("a-{0..1}.tar::", "nothing is named beside a '::'; leave it out"),
     ],
@@ -195,8 +198,8 @@ def test_a_storage_that_is_only_read_is_refused_before_anything_is_read(
 # Where boto3 is missing, that is what is said; else nothing listens.
 UNREACHABLE = (
     r"s3://bucket/[a-z0-9./-]*: the store does not answer as it should, 7 times in a row "
-    r"\(EndpointConnectionError: Connection refused\); check network and endpoint, or raise "
-    r"timeout or retries in --storage-option|"
+    r"\(EndpointConnectionError: Connection refused, asked http://127.0.0.1:1\); check network and "
+    r"endpoint, or raise timeout or retries in --storage-option|"
     r"s3:// needs boto3, which is not installed; pip install 'shardio\[s3\]'"
 )
 

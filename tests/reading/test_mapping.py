@@ -721,7 +721,8 @@ def test_names_of_tuples_that_are_none_are_refused(mixed: Path, names: Any) -> N
 
 def test_a_tuple_of_an_entry_that_is_not_there_is_refused(mixed: Path) -> None:
     with pytest.raises(
-        shardio.UsageError, match="there is no entry 'target'; choose among 'image'"
+        shardio.UsageError,
+        match=r"there is no entry 'target'; choose among 'image', .*, or make it in map=",
     ):
         next(iter(opened(mixed, as_tuple=("image", "target"))))
 

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 import shardio
 from servers import Nginx
 from shardio.cli import commands
+from shardio.storage import shard_cache
 from shardio.storage.downloads import ComingShard
 from shardio.storage.shard_cache import ShardCache
 from tests.remote import shards
@@ -119,6 +120,22 @@ def test_streaming_417_a_small_limit_is_no_deadlock(
     assert len(said) == 1
     assert f"(its limit is {most:,})" in said[0]
     assert said[0].endswith("with a request for each; raise cache_limit")
+
+
+def test_a_limit_that_nobody_gave_is_not_all_that_can_be_raised(
+    serve: Serve,
+    out: Path,
+    expected: shards.Read,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full disk makes the default limit small."""
+    monkeypatch.setattr(shard_cache, "SHARE_OF_FREE", 0.0)
+    assert read(open_set(serve(folder=out), tmp_path / "cache")) == expected
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "shardio"]
+    assert "(by default its limit is 0, a part of the free space)" in said
+    assert "free some space, name another folder by cache_dir, or raise cache_limit" in said
 
 
 def test_streaming_988_nothing_outside_the_cache_is_removed(
