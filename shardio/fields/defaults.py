@@ -198,6 +198,6 @@ def check_type(entry: str, given: object) -> FieldType:
         kind = type(given).__name__
         raise UsageError(
             f"fields: {kind}() for {quoted(entry)} names no field",
-            remedy=f"write {kind}('wav;flac')",
+            remedy=f"write {kind}('NAME') with the name of a field, which `shardio info` lists",
         )
     return given

@@ -196,7 +196,7 @@ def test_a_picture_of_a_user_follows_the_crop(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"a": Pcm()}, r"Pcm\(\) for 'a' names no field; write Pcm\('wav;flac'\)"),
+        ({"a": Pcm()}, r"Pcm\(\) for 'a' names no field; write Pcm\('NAME'\) with"),
         ({"a": 3}, "must be a mapping"),
         ({"a": Pcm}, "must be a mapping"),
         ({"a": Pcm("flac")}, "no sample has 'flac' for 'a'"),
