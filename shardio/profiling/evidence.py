@@ -16,7 +16,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from time import perf_counter, perf_counter_ns, thread_time_ns
@@ -138,7 +138,8 @@ class Stages:
         transform: crop, resize, the user's transform.
         batch: the rest of filling a batch; its p50 and p99 are those of chunks.
         outside: CPU time between chunks: the plan, and handing batches over.
-        waiting: other time between chunks, when nobody asked for a batch.
+        waiting: other time between chunks, when nobody asked for a batch; for the loop's own
+            thread, that of its step.
         total: wall time of all these parts, measured as one.
         delay: part of the total that threads waited for a core.
         lock: part of decode, transform and batch in which the thread neither ran nor waited for a
@@ -180,6 +181,15 @@ class Stages:
         left = 1 - min(delay / max(sum(off.values()), 1e-9), 1.0)
         parts = {name: stages[name].wall - off[name] * (1 - left) for name in stages}
         return {**parts, "outside": self.outside}
+
+    def without_step(self, asking: float) -> Stages:
+        """Return the stages of the loop's own thread, whose step runs between its chunks.
+
+        Args:
+            asking: microseconds of CPU time of a sample in which the loop asked for batches.
+        """
+        outside = min(self.outside, max(asking - self.cpu, 0.0))
+        return replace(self, outside=outside, waiting=self.waiting + self.outside - outside)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -632,6 +642,7 @@ class _SampleWatch(_ChunkWatch):
         for stage, wall in ((1, decode), (2, transform)):
             self._cpu[stage] += min(wall, self._cpu[0])
             self._cpu[0] -= min(wall, self._cpu[0])
+        self._cpu[0] = min(self._cpu[0], read)  # the rest is filling the batch
 
     def stop(self, samples: int = 1) -> None:
         """See Stopwatch."""

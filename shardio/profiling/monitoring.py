@@ -285,6 +285,9 @@ def observe(
     waits = [(row.came - row.asked) / 1e9 for row in rows]
     from_disk, sent, faults = watcher.moved() or (None, None, None)
     stages = stages_of(records)
+    samples = sum(row.samples for row in rows)
+    if stages is not None and kind == "here" and samples:
+        stages = stages.without_step(sum(row.cpu for row in rows) / samples / 1e3)
     return Evidence(
         cores=count_cores(),
         kind=kind,
@@ -292,7 +295,7 @@ def observe(
         number=number,
         seconds=seconds,
         batches=len(rows),
-        samples=sum(row.samples for row in rows),
+        samples=samples,
         slices=_slices(first.came, end, rows),
         waiting=sum(waits) / seconds,
         receiving=sum(row.cpu for row in rows) / 1e9 / seconds,

@@ -103,6 +103,28 @@ def test_the_cpu_time_of_a_map_is_that_of_the_transform(packed: Path) -> None:
     assert stages.cpu * seen.evidence.samples < 1.1e6 * seen.evidence.seconds
 
 
+def test_a_step_in_the_thread_that_reads_is_no_stage_of_reading(packed: Path) -> None:
+    with monitor(loader_of("here", packed), live=False, budget=1.0) as seen:
+        spent = time.thread_time()
+        for _ in seen:
+            sum(range(2_000_000))
+        spent = time.thread_time() - spent
+    evidence, stages = seen.evidence, seen.evidence.stages
+    assert stages is not None
+    assert stages.outside < 0.2 * spent * 1e6 / 600
+    assert stages.waiting > 0.5 * spent * 1e6 / 600
+    judged = judge(replace(evidence, starting=0.0, waiting=0.5))
+    assert "planning batches" not in judged.short
+
+
+def test_reading_has_no_cpu_time_beside_its_own(packed: Path) -> None:
+    with monitor(loader_of("here", packed), live=False, budget=1.0) as seen:
+        assert len([*seen]) == 30
+    stages = seen.evidence.stages
+    assert stages is not None
+    assert stages.read.cpu < stages.read.wall + 3  # asking for the time takes some
+
+
 def test_functions_on_samples_are_known_by_name(packed: Path) -> None:
     def mine(sample: dict[str, Any]) -> dict[str, Any]:
         return sample
