@@ -41,7 +41,7 @@ from shardio.profiling.settings import (
 )
 
 _DEFAULTS = ProfileOptions()
-_RANGE = f"0 to {MOST_A_CORE} per core, up to {MOST} or one per core"
+_RANGE = f"at most {MOST_A_CORE} per core, and at most {MOST} or one per core"
 
 
 def _parse_numbers(
@@ -102,7 +102,10 @@ _options = several(
         default=_DEFAULTS.seconds,
         help="Seconds that each loader is measured.",
     ),
-    _place("--transform", help="Callable for images, in place of the crop."),
+    _place(
+        "--transform",
+        help="Callable that takes an image, a uint8 tensor [3, H, W], in place of the crop.",
+    ),
     _number(
         "--step-ms",
         type=click.FloatRange(min=0),

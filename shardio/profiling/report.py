@@ -171,8 +171,8 @@ def _step_waits(result: Profile) -> list[str]:
     if result.needed is None:
         return []
     best = result.runs[result.best]
-    waits = f"The step needs {result.needed:,.0f} samples/s and waits {best.evidence.waiting:.1%} "
-    waits += "of the time"
+    waits = f"The step alone could take {result.needed:,.0f} samples/s; it waits "
+    waits += f"{best.evidence.waiting:.1%} of the time"
     if best.predicted is not None:
         waits += f", where {max(1 - best.predicted / result.needed, 0):.1%} was predicted"
     return [f"{waits}."]
@@ -527,7 +527,8 @@ def _card(title: str, content: str, *, wide: bool = False) -> str:
 
 
 def _changes(result: Profile) -> str:
-    return _table(*change_rows(result))
+    titles, rows = change_rows(result)
+    return _table(("change", *titles[1:]), rows)  # the card has the title
 
 
 def _limits(result: Profile, best: Measurement) -> str:
@@ -603,9 +604,10 @@ def _rates(result: Profile) -> str:
         series.append(Series(style=f"points {style}", points=points))
     series.sort(key=lambda one: "points" in one.style)
     chart = line_chart("rates", series, across="threads or workers", up="samples/s")
+    lines = "lines are predicted, " if result.predictions else ""
     key = (
-        '<p class="soft"><span class="key one">threads</span><span class="key two">workers</span>: '
-        "lines are predicted, points measured.</p>"
+        '<p class="soft"><span class="key one">threads</span><span class="key two">workers</span> '
+        f"({lines}points are measured)</p>"
     )
     return chart + key
 

@@ -345,6 +345,8 @@ def test_a_step_that_limits_leaves_the_loader_what_it_could_reach(
 ) -> None:
     verdict = judge(seen(waiting=0.01, producers=(producer(filling=filling),) * 2))
     assert verdict.sentence.endswith(said)
+    elsewhere = judge(seen(waiting=0.01, others=0.9, producers=(producer(filling=filling),) * 2))
+    assert (elsewhere.sentence[-14:], elsewhere.rate_without) == ("% of the time.", None)
     assert "busy" not in verdict.sentence
     assert len(verdict.changes) == 1
     crowded = judge(seen(waiting=0.01, producers=(producer(cpu=0.4, delay=0.4),) * 2))
