@@ -112,7 +112,9 @@ _options = several(
         default=_DEFAULTS.step_ms,
         help="Milliseconds that a training step takes, to tell whether it waits.",
     ),
-    _place("--train", help="Callable that takes a batch and makes a training step."),
+    _place(
+        "--train", help="Callable that takes a batch and makes a training step, as train.py:step."
+    ),
     click.option(
         "--cold", is_flag=True, help="Drop the shards from the page cache before each loader."
     ),

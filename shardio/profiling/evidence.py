@@ -16,7 +16,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from time import perf_counter, perf_counter_ns, thread_time_ns
@@ -181,15 +181,6 @@ class Stages:
         left = 1 - min(delay / max(sum(off.values()), 1e-9), 1.0)
         parts = {name: stages[name].wall - off[name] * (1 - left) for name in stages}
         return {**parts, "outside": self.outside}
-
-    def without_step(self, asking: float) -> Stages:
-        """Return the stages of the loop's own thread, whose step runs between its chunks.
-
-        Args:
-            asking: microseconds of CPU time of a sample in which the loop asked for batches.
-        """
-        outside = min(self.outside, max(asking - self.cpu, 0.0))
-        return replace(self, outside=outside, waiting=self.waiting + self.outside - outside)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
