@@ -527,8 +527,8 @@ def _card(title: str, content: str, *, wide: bool = False) -> str:
 
 
 def _changes(result: Profile) -> str:
-    titles, rows = change_rows(result)
-    return _table(("change", *titles[1:]), rows)  # the card has the title
+    (_, *titles), rows = change_rows(result)
+    return _table(("change", *titles), rows)  # the card has the title
 
 
 def _limits(result: Profile, best: Measurement) -> str:
@@ -602,12 +602,14 @@ def _rates(result: Profile) -> str:
         curve, points = _rates_by_producers(result, kind)
         series.append(Series(style=f"curve {style}", points=curve))
         series.append(Series(style=f"points {style}", points=points))
+    if not any(one.points for one in series):
+        return "<p>Only the loop's own thread was measured.</p>"
     series.sort(key=lambda one: "points" in one.style)
     chart = line_chart("rates", series, across="threads or workers", up="samples/s")
-    lines = "lines are predicted, " if result.predictions else ""
+    curves = any(one.points for one in series if "curve" in one.style)
     key = (
         '<p class="soft"><span class="key one">threads</span><span class="key two">workers</span> '
-        f"({lines}points are measured)</p>"
+        f"({'lines are predicted, ' * curves}points are measured)</p>"
     )
     return chart + key
 
