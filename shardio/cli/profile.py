@@ -136,7 +136,7 @@ def profile(path: str, as_json: bool, **options: Any) -> None:
 
     PATH is a packed folder (one split, not the folder of all), or anything else that shardio reads.
     The machine's limits are measured first, then some loaders; others are predicted. The machine
-    should be idle.
+    should be idle. What a training loop of yours waits for, shardio.profiling.monitor tells.
     """
     with progress_bar("measuring") as progress:
         result = measure(path, **options, progress=progress)
