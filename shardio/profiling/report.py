@@ -541,7 +541,7 @@ def _limits(result: Profile, best: Measurement) -> str:
         ("hand-over", limits.handover * size),
         ("decode, all cores", limits.decode_all),
         ("decode, one core", limits.decode_one),
-        ("the step needs", result.needed),
+        ("the step alone", result.needed),
     ]
     bars = [
         Bar(label=name, value=rate, text=f"{rate:,.0f}", style="rest")

@@ -417,7 +417,7 @@ def _lock(seen: Evidence) -> Verdict | None:
         rate_without=seen.rate / (1 - min(share, 0.95)),
         changes=(
             Change(
-                text=f"Use a DataLoader with num_workers={gain} in place of threads",
+                text=f"Use workers={gain} in shardio.Loader in place of threads",
                 gain=1 / (1 - min(share, 0.95)),
             ),
             *_lighter(seen),

@@ -226,7 +226,9 @@ def test_chunks_too_short_to_ask_for_their_delay_have_that_of_their_thread() -> 
     held = stages(batch=stage(1908, 43), decode=stage(949, 445), delay=0.0, lock=2300.0)
     own = (producer(cpu=0.2, delay=0.6),) * 2
     assert judge(seen(producers=own, stages=held)).bottleneck == "busy"
-    assert judge(seen(stages=held)).bottleneck == "lock"
+    verdict = judge(seen(stages=held))
+    assert verdict.bottleneck == "lock"
+    assert verdict.changes[0].text == "Use workers=2 in shardio.Loader in place of threads"
 
 
 def test_stages_are_compared_without_the_wait_for_a_core() -> None:
