@@ -15,7 +15,11 @@ from shardio.inspection.cache import prune_cache as prune_entries
 _MOST_ROWS = 20
 _DIGITS = 12  # of a key, which tell it from others
 _options = several(
-    click.option("--cache-dir", type=click.Path(), help="Cache folder, by default the usual one."),
+    click.option(
+        "--cache-dir",
+        type=click.Path(),
+        help="Cache folder.  [default: $SHARDIO_CACHE or ~/.cache/shardio]",
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )
 
@@ -49,7 +53,12 @@ def ls(cache_dir: str | None, as_json: bool) -> None:
 
 
 @cache.command(cls=OnceCommand, epilog="Example: shardio cache prune --limit 100GB")
-@click.option("--limit", metavar="SIZE", callback=parse_size, help="Bytes that may stay, as 100GB.")
+@click.option(
+    "--limit",
+    metavar="SIZE",
+    callback=parse_size,
+    help="Bytes that may stay, as 100GB; by default all but what killed processes left.",
+)
 @_options
 def prune(limit: int | None, cache_dir: str | None, as_json: bool) -> None:
     """Remove what killed processes left, then what nobody has used longest."""

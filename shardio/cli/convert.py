@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import say, say_json
+from shardio.cli.text import say, say_json, size_text
 from shardio.cli.values import Command, allow_empty_option, store_options
 from shardio.conversion.tfrecord import ConvertSummary, Target
 from shardio.conversion.tfrecord import convert as convert_source
@@ -84,7 +84,7 @@ def convert(
 
 def _sentence(summary: ConvertSummary, to: Target) -> str:
     return (
-        f"wrote {counted(summary.files, *_WHAT[to])}, {summary.bytes / 1e6:,.1f} MB, of "
+        f"wrote {counted(summary.files, *_WHAT[to])}, {size_text(summary.bytes)}, of "
         f"{counted(summary.samples, 'sample')} in {counted(summary.shards, 'shard')} in "
         f"{summary.seconds:.2f} s"
     )

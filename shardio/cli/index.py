@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from shardio.cli.progress import progress_bar
-from shardio.cli.text import say, say_json
+from shardio.cli.text import say, say_json, size_text
 from shardio.cli.values import Command, allow_empty_option, store_options
 from shardio.errors import counted, shown
 from shardio.indexing.publish import index as write_indexes
@@ -47,5 +47,5 @@ def index(
         fields = ", ".join(map(shown, summary.fields))
         say(
             f"indexed {counted(summary.samples, 'sample')} with the fields {fields} "
-            f"in {counted(summary.shards, 'shard')}, {summary.bytes / 1e6:,.1f} MB"
+            f"in {counted(summary.shards, 'shard')}, {size_text(summary.bytes)}"
         )

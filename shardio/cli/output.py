@@ -18,7 +18,9 @@ from shardio.packing.layout import DUPLICATES_NAME, SKIPPED_NAME
 
 output_options = several(
     click.option(
-        "--shards", type=click.IntRange(min=1), help="How many shards, of all splits together."
+        "--shards",
+        type=click.IntRange(min=1),
+        help="How many shards, of all splits together; this or one of the next two is required.",
     ),
     click.option(
         "--samples-per-shard", type=click.IntRange(min=1), help="Instead: at most so many in each."

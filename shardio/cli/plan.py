@@ -73,8 +73,8 @@ def _parts(coverage: Coverage) -> Iterator[Part]:
         f"{epoch}{counted(coverage.steps, 'step')} of {settings.batch_size:,} × "
         f"{counted(settings.ranks, 'rank')}: "
         f"{coverage.delivered_once:,} of {coverage.samples:,} samples come exactly once, "
-        f"{coverage.delivered_again:,} more often{left_out}; {counted(pads, 'pad')} "
-        f"{'is' if pads == 1 else 'are'} not valid."
+        f"{coverage.delivered_again:,} more often{left_out}; "
+        f"{counted(pads, 'pad')} with valid=False."
     )
     if coverage.drawn_classes is not None:
         yield _class_table(coverage.drawn_classes)

@@ -41,7 +41,7 @@ from shardio.profiling.settings import (
 )
 
 _DEFAULTS = ProfileOptions()
-_RANGE = f"0 to {MOST_A_CORE} per core, up to {MOST} or one per core"
+_RANGE = f"at most {MOST_A_CORE} per core, and at most {MOST} or one per core"
 
 
 def _parse_numbers(
@@ -102,14 +102,19 @@ _options = several(
         default=_DEFAULTS.seconds,
         help="Seconds that each loader is measured.",
     ),
-    _place("--transform", help="Callable for images, in place of the crop."),
+    _place(
+        "--transform",
+        help="Callable that takes an image, a uint8 tensor [3, H, W], in place of the crop.",
+    ),
     _number(
         "--step-ms",
         type=click.FloatRange(min=0),
         default=_DEFAULTS.step_ms,
         help="Milliseconds that a training step takes, to tell whether it waits.",
     ),
-    _place("--train", help="Callable that takes a batch and makes a training step."),
+    _place(
+        "--train", help="Callable that takes a batch and makes a training step, as train.py:step."
+    ),
     click.option(
         "--cold", is_flag=True, help="Drop the shards from the page cache before each loader."
     ),
@@ -131,7 +136,7 @@ def profile(path: str, as_json: bool, **options: Any) -> None:
 
     PATH is a packed folder (one split, not the folder of all), or anything else that shardio reads.
     The machine's limits are measured first, then some loaders; others are predicted. The machine
-    should be idle.
+    should be idle. What a training loop of yours waits for, shardio.profiling.monitor tells.
     """
     with progress_bar("measuring") as progress:
         result = measure(path, **options, progress=progress)

@@ -81,7 +81,8 @@ _options = several(
         type=click.Choice(["pad", "even", "exact", "drop", "short"]),
         default=_DEFAULTS.tail,
         show_default=True,
-        help="Treatment of the last step.",
+        help="Last step: pad it with repeats that are not valid, or make it smaller, even on all "
+        "ranks or exact without pads; drop it; or short, for one rank.",
     ),
     click.option(
         "--epoch",

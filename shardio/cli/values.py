@@ -44,6 +44,9 @@ def several(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+_NO_LIMIT = 1000  # characters
+
+
 class OnceCommand(click.Command):
     """Command that refuses an option that has one value and is given twice; flags are none."""
 
@@ -59,6 +62,10 @@ class OnceCommand(click.Command):
                     f"{option.opts[0]} is given {times} times; give it once", ctx
                 )
         return super().parse_args(ctx, args)
+
+    def get_short_help_str(self, limit: int = _NO_LIMIT) -> str:
+        """Return the first sentence of the help, whole; lists of commands divide it into lines."""
+        return super().get_short_help_str(max(limit, _NO_LIMIT))
 
 
 class Command(OnceCommand):
@@ -260,7 +267,7 @@ _store_options = several(
     click.option(
         "--cache-dir",
         type=click.Path(file_okay=False),
-        help="Folder for whole shards of stores.  [default: the usual cache folder]",
+        help="Folder for whole shards of stores.  [default: $SHARDIO_CACHE or ~/.cache/shardio]",
     ),
     click.option(
         "--cache-limit",

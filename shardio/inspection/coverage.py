@@ -677,7 +677,7 @@ def _warnings(
     if settings.tail == "pad" and pads > plan.num_samples / 100:
         found.append(
             f"{counted(pads, 'pad')}, {pads / plan.num_samples:.0%} of the samples; "
-            f"{argument('tail', 'even')} has fewer than ranks"
+            f"{argument('tail', 'even')} has at most one for each rank"
         )
     return found
 

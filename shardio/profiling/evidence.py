@@ -141,7 +141,8 @@ class Stages:
         map: the user's functions on whole samples; nothing without one.
         batch: the rest of filling a batch; its p50 and p99 are those of chunks.
         outside: CPU time between chunks: the plan, and handing batches over.
-        waiting: other time between chunks, when nobody asked for a batch.
+        waiting: other time between chunks, when nobody asked for a batch; for the loop's own
+            thread, that of its step.
         total: wall time of all these parts, measured as one.
         delay: part of the total that threads waited for a core.
         lock: part of decode, transform, map and batch in which the thread neither ran nor waited
@@ -639,6 +640,7 @@ class _SampleWatch(_ChunkWatch):
         for stage, wall in ((1, decode), (2, transform)):
             self._cpu[stage] += min(wall, self._cpu[0])
             self._cpu[0] -= min(wall, self._cpu[0])
+        self._cpu[0] = min(self._cpu[0], read)  # the rest is filling the batch
 
     def stop(self, samples: int = 1) -> None:
         """See Stopwatch."""

@@ -284,6 +284,9 @@ def observe(
     waits = [(row.came - row.asked) / 1e9 for row in rows]
     from_disk, sent, faults = watcher.moved() or (None, None, None)
     stages = stages_of(records)
+    samples = sum(row.samples for row in rows)
+    if stages is not None and kind == "here" and samples:
+        stages = _without_step(stages, sum(row.cpu for row in rows) / samples / 1e3)
     return Evidence(
         cores=count_cores(),
         kind=kind,
@@ -291,7 +294,7 @@ def observe(
         number=number,
         seconds=seconds,
         batches=len(rows),
-        samples=sum(row.samples for row in rows),
+        samples=samples,
         slices=_slices(first.came, end, rows),
         waiting=sum(waits) / seconds,
         receiving=sum(row.cpu for row in rows) / 1e9 / seconds,
@@ -311,6 +314,17 @@ def observe(
         others=others,
         **{name: getattr(facts, name) for name in _OF_THE_LOADER},
     )
+
+
+def _without_step(stages: Stages, asking: float) -> Stages:
+    """Return the stages of the loop's own thread, whose step runs between its chunks.
+
+    Args:
+        stages: stages with the CPU time of the step in that between chunks.
+        asking: CPU time of a sample in which the loop asked for batches, in microseconds.
+    """
+    outside = min(stages.outside, max(asking - stages.cpu, 0.0))
+    return replace(stages, outside=outside, waiting=stages.waiting + stages.outside - outside)
 
 
 def _starting(

@@ -173,8 +173,8 @@ def _step_waits(result: Profile) -> list[str]:
     if result.needed is None:
         return []
     best = result.runs[result.best]
-    waits = f"The step needs {result.needed:,.0f} samples/s and waits {best.evidence.waiting:.1%} "
-    waits += "of the time"
+    waits = f"The step alone could take {result.needed:,.0f} samples/s; it waits "
+    waits += f"{best.evidence.waiting:.1%} of the time"
     if best.predicted is not None:
         waits += f", where {max(1 - best.predicted / result.needed, 0):.1%} was predicted"
     return [f"{waits}."]
@@ -528,7 +528,8 @@ def _card(title: str, content: str, *, wide: bool = False) -> str:
 
 
 def _changes(result: Profile) -> str:
-    return _table(*change_rows(result))
+    (_, *titles), rows = change_rows(result)
+    return _table(("change", *titles), rows)  # the card has the title
 
 
 def _limits(result: Profile, best: Measurement) -> str:
@@ -541,7 +542,7 @@ def _limits(result: Profile, best: Measurement) -> str:
         ("hand-over", limits.handover * size),
         ("decode, all cores", limits.decode_all),
         ("decode, one core", limits.decode_one),
-        ("the step needs", result.needed),
+        ("the step alone", result.needed),
     ]
     bars = [
         Bar(label=name, value=rate, text=f"{rate:,.0f}", style="rest")
@@ -600,11 +601,14 @@ def _rates(result: Profile) -> str:
         curve, points = _rates_by_producers(result, kind)
         series.append(Series(style=f"curve {style}", points=curve))
         series.append(Series(style=f"points {style}", points=points))
+    if not any(one.points for one in series):
+        return "<p>Only the loop's own thread was measured.</p>"
     series.sort(key=lambda one: "points" in one.style)
     chart = line_chart("rates", series, across="threads or workers", up="samples/s")
+    curves = any(one.points for one in series if "curve" in one.style)
     key = (
-        '<p class="soft"><span class="key one">threads</span><span class="key two">workers</span>: '
-        "lines are predicted, points measured.</p>"
+        '<p class="soft"><span class="key one">threads</span><span class="key two">workers</span> '
+        f"({'lines are predicted, ' * curves}points are measured)</p>"
     )
     return chart + key
 

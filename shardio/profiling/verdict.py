@@ -141,8 +141,12 @@ def _step(seen: Evidence) -> Verdict | None:
     if seen.waiting >= WAITS_LITTLE or _waits(seen) > _STARTS_LONG:
         return None
     busiest = max((_filling(one) for one in seen.producers), default=None)
-    alone = seen.rate / busiest if busiest else None
-    spare = f"; the loader alone would reach {alone:,.0f}" if (busiest or 1) < 1 - _SPARE else ""
+    alone = seen.rate / busiest if busiest and not _others_hold(seen) else None
+    spare = (
+        f"; the loader alone would reach {alone:,.0f}"
+        if alone and (busiest or 1) < 1 - _SPARE
+        else ""
+    )
     changes = [_FASTER_STEP]
     if _delayed(seen) > _DELAYED:
         text = "If the step runs on the CPU, leave cores to the loader: torch.set_num_threads"
@@ -411,7 +415,7 @@ def _lock(seen: Evidence) -> Verdict | None:
         rate_without=seen.rate / (1 - min(share, 0.95)),
         changes=(
             Change(
-                text=f"Use a DataLoader with num_workers={gain} in place of threads",
+                text=f"Use workers={gain} in shardio.Loader in place of threads",
                 gain=1 / (1 - min(share, 0.95)),
             ),
             *_lighter(seen, own),

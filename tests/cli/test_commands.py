@@ -221,7 +221,7 @@ def test_index_writes_indexes_beside_the_shards(tmp_path: Path) -> None:
                 archive.addfile(info, io.BytesIO(b"123"))
     done = run("index", tmp_path)
     assert done.returncode == 0
-    expected = "indexed 2 samples with the fields cls, txt in 2 shards, 0.0 MB\n"
+    expected = "indexed 2 samples with the fields cls, txt in 2 shards, 20.5 kB\n"
     assert done.stdout == expected
     for name in ("a.tar", "b.tgz"):
         index = read_index(tmp_path / "index" / f"{name}.idx")
@@ -274,9 +274,16 @@ def test_help_says_the_limits_of_numbers(name: str) -> None:
     assert free == ({"seed"} if name in ("pack", "reshard") else set())
 
 
+def test_lists_of_commands_cut_no_sentence() -> None:
+    for group in ((), ("cache",)):
+        said = " ".join(run(*group, "--help").stdout.split())
+        assert "Commands:" in said
+        assert "... " not in said.partition("Commands:")[2]
+
+
 def test_help_says_the_limits_of_workers() -> None:
     said = " ".join(run("profile", "--help").stdout.split())
-    assert said.count("0 to 16 per core, up to 128 or one per core") == 2
+    assert said.count("at most 16 per core, and at most 128 or one per core") == 2
     assert "x>=0.1" in said
 
 

@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 def test_shards_become_records_and_records_shards(folder: Path) -> None:
     done = run("convert", "a.tar", "records", "--to", "tfrecord", cwd=folder)
     assert done.returncode == 0
-    assert done.stdout.startswith("wrote 1 TFRecord file, 0.0 MB, of 2 samples in 1 shard in ")
+    assert done.stdout.startswith("wrote 1 TFRecord file, 120 B, of 2 samples in 1 shard in ")
     assert done.stderr == "converting: 2 of 2\n"
     pairs = ("--feature", "note.txt=txt", "--feature", "=label")
     done = run("pack", "records", "out", "--shards", 1, *pairs, cwd=folder)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import shardio
 from shardio.profiling import monitor, system
-from shardio.profiling.evidence import Recorder, ThreadRecords
+from shardio.profiling.evidence import Recorder, ThreadRecords, stages_of
 from shardio.profiling.measure import write_trace
 from shardio.profiling.monitoring import count_samples, look_at
 from shardio.profiling.system import Moved, Use
@@ -127,6 +127,35 @@ def test_without_a_map_there_is_no_row_for_one(packed: Path) -> None:
     assert "map" not in str(seen)
 
 
+def test_a_step_in_the_thread_that_reads_is_no_stage_of_reading(packed: Path) -> None:
+    with monitor(loader_of("here", packed), live=False, budget=1.0) as seen:
+        spent = time.thread_time()
+        for _ in seen:
+            sum(range(2_000_000))
+        spent = time.thread_time() - spent
+    evidence, stages = seen.evidence, seen.evidence.stages
+    assert stages is not None
+    assert stages.outside < 0.2 * spent * 1e6 / 600
+    assert stages.waiting > 0.5 * spent * 1e6 / 600
+    judged = judge(replace(evidence, starting=0.0, waiting=0.5))
+    assert "planning batches" not in judged.short
+
+
+def test_cpu_time_beside_the_stages_of_the_native_core_is_not_that_of_reading() -> None:
+    recorder = Recorder(budget=1.0)
+    watch = recorder()
+    watch.start()
+    sum(range(1_000_000))
+    watch.add(2000, 3000, 4000, 1)
+    watch.stop()
+    watch.finish()
+    stages = stages_of(recorder.read())
+    recorder.close()
+    assert stages is not None
+    assert (stages.read.cpu, stages.decode.cpu, stages.transform.cpu) == (2.0, 3.0, 4.0)
+    assert stages.batch.cpu > 1000
+
+
 def test_functions_on_samples_are_known_by_name(packed: Path) -> None:
     def mine(sample: dict[str, Any]) -> dict[str, Any]:
         return sample
@@ -158,7 +187,8 @@ def test_a_slow_step_is_told_from_a_slow_loader(packed: Path) -> None:
 
 def test_what_threads_waited_for_is_printed(packed: Path) -> None:
     with monitor(shardio.Loader(dataset(packed), threads=2), live=False) as seen:
-        assert len([*seen]) == 30
+        for _ in seen:
+            time.sleep(0.005)  # so that the threads have not made all batches before the first ones
     said = str(seen).replace("\n", " ")
     core, lock = (f"{value:,.0f} for" for value in (seen.evidence.for_core, seen.evidence.for_lock))
     assert (

@@ -162,6 +162,9 @@ def test_the_page_leaves_out_what_is_not_known(found: Profile, tmp_path: Path) -
         verdict = replace(found.verdict, changes=changes)
         write_html(replace(found, verdict=verdict), str(page))
         assert ("expected</th>" in page.read_text("utf-8")) == (gain is not None)
+    here = [run for run in found.runs if run.topology.kind == "here"]
+    write_html(replace(found, runs=tuple(here), best=0, predictions=None), str(page))
+    assert ">threads or workers<" not in page.read_text("utf-8")
 
 
 def changed(found: Profile, **values: Any) -> Profile:

@@ -229,7 +229,9 @@ def test_chunks_too_short_to_ask_for_their_delay_have_that_of_their_thread() -> 
     held = stages(batch=stage(1908, 43), decode=stage(949, 445), delay=0.0, lock=2300.0)
     own = (producer(cpu=0.2, delay=0.6),) * 2
     assert judge(seen(producers=own, stages=held)).bottleneck == "busy"
-    assert judge(seen(stages=held)).bottleneck == "lock"
+    verdict = judge(seen(stages=held))
+    assert verdict.bottleneck == "lock"
+    assert verdict.changes[0].text == "Use workers=2 in shardio.Loader in place of threads"
 
 
 def test_stages_are_compared_without_the_wait_for_a_core() -> None:
@@ -348,6 +350,8 @@ def test_a_step_that_limits_leaves_the_loader_what_it_could_reach(
 ) -> None:
     verdict = judge(seen(waiting=0.01, producers=(producer(filling=filling),) * 2))
     assert verdict.sentence.endswith(said)
+    elsewhere = judge(seen(waiting=0.01, others=0.9, producers=(producer(filling=filling),) * 2))
+    assert (elsewhere.sentence[-14:], elsewhere.rate_without) == ("% of the time.", None)
     assert "busy" not in verdict.sentence
     assert len(verdict.changes) == 1
     crowded = judge(seen(waiting=0.01, producers=(producer(cpu=0.4, delay=0.4),) * 2))
