@@ -14,12 +14,13 @@ import mmap
 import os
 import struct
 import threading
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from time import perf_counter, perf_counter_ns, thread_time_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -694,9 +695,4 @@ def _count_sample(watch: Stopwatch) -> None:
 
 def _usual_time(action: Callable[[], object]) -> float:
     """Return the median of some trials in seconds."""
-    seconds = []
-    for _ in range(_TRIALS):
-        start = perf_counter()
-        action()
-        seconds.append(perf_counter() - start)
-    return float(np.median(seconds))
+    return float(np.median(timeit.repeat(action, repeat=_TRIALS, number=1)))

@@ -71,7 +71,7 @@ def test_an_even_tail_has_a_pad_a_rank_at_most_and_is_replayed(
     assert (found["exact"], found["delivered_once"], found["steps"]) == (True, 600, 1)
     assert [share["samples"] for share in found["ranks"]] == [85, 86, 86, 85, 86, 86, 86]
     assert sum(share["pads"] for share in found["ranks"]) == 2
-    assert "1 pad is not valid." in _flat(run("plan", packed, "--batch-size", "601").output)
+    assert "1 pad with valid=False." in _flat(run("plan", packed, "--batch-size", "601").output)
     done = run("replay", packed, *options, "--step", "0", "--rank", "3", "--to", tmp_path / "one")
     assert "wrote the 86 samples (1 of them pads) of rank 3" in done.output
 

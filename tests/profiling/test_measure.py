@@ -43,10 +43,10 @@ def runs(pid: int) -> bool:
 
 
 LITTERING = """
-import pathlib, tempfile, threading, torch
+import itertools, pathlib, tempfile, threading, torch
 def litter():
-    for number in range(1_000_000):
-        pathlib.Path(tempfile.gettempdir(), f"{number}").touch()
+    for name in itertools.cycle(map(str, range(1000))):
+        pathlib.Path(tempfile.gettempdir(), name).touch()
 def alike(image):
     if threading.active_count() < 9:
         threading.Thread(target=litter, daemon=True).start()
