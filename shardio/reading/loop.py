@@ -454,8 +454,11 @@ class ResumableDataset(IterableDataset[dict[str, Any]]):
         share: Share,
         begun: tuple[int, range] | None = None,
     ) -> Batches:
-        self._refuse_old_copy()  # at the first batch: torch loses an error when a loop begins again
-        epoch, own = begun or self._begin(share)
+        if begun is None:
+            begun = self._begin(share)
+        else:  # at the first batch: torch loses an error of a worker when a loop begins again
+            self._refuse_old_copy()
+        epoch, own = begun
         steps: Sequence[int] = own
         if self._makes_batches:
             refuse_second_batching()

@@ -113,7 +113,7 @@ def test_the_contact_sheet_is_that_of_the_program(tmp_path: Path) -> None:
 
 
 def test_a_chart_has_a_bar_for_each_row_of_its_table(built: Path) -> None:
-    for name in ("benchmarks", "benchmarks-tasks"):
+    for name in ("benchmarks", "benchmarks-tasks", "benchmarks-pipelines"):
         page = (built / f"{name}.html").read_text("utf-8")
         tables = re.findall(
             r"<!-- chart.*\n\|.*\n\|.*\n((?:\|.*\n)+)", (SITE / f"{name}.md").read_text("utf-8")

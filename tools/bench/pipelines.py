@@ -30,6 +30,8 @@ What differs:
 - cv2 gives no indices of a palette, so the masks of the others are gray PNGs of the same indices
 - shardio checks CRC-32 of every member, decodes no rows below its own crop, and seeds the functions
   for each sample
+- v2.RandAugment alone takes over 1 ms of CPU time a picture, more than half of its pipeline in any
+  loader
 """
 
 from __future__ import annotations
