@@ -328,6 +328,7 @@ enum status inflate_exactly(const uint8_t *packed, size_t packed_size, uint8_t *
   if (!inflate_blocks(&bits, &output) || output.next != output.end || bits.end - bits.next < 4)
     return UNSOUND;
   const uint8_t *sum = bits.next;
-  uint32_t expected = (uint32_t)sum[0] << 24 | (uint32_t)sum[1] << 16 | (uint32_t)sum[2] << 8 | sum[3];
+  uint32_t expected =
+      (uint32_t)sum[0] << 24 | (uint32_t)sum[1] << 16 | (uint32_t)sum[2] << 8 | sum[3];
   return adler32_of(out, size) == expected ? DONE : UNSOUND;
 }
