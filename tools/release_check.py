@@ -116,7 +116,8 @@ def main() -> None:
     faults = []
     if {path.suffix for path in packages} != {".gz", ".whl"}:
         faults.append("an sdist and a wheel are needed")
-    versions = {try_package(path, given.dependencies) for path in packages}
+    dependencies = given.dependencies and given.dependencies.resolve()
+    versions = {try_package(path, dependencies) for path in packages}
     for version in sorted(versions):
         others = [path.name for path in packages if f"-{version}" not in path.name]
         faults += [f"{name}: it says that it is {version}" for name in others]
