@@ -389,8 +389,8 @@ class _Ahead:
     """The batches in the making, in order.
 
     Args:
-        threads: workers.
-        num_threads: number of workers.
+        threads: pool of the threads that fill batches.
+        num_threads: number of threads in the pool.
         unfinished: batches to fill.
         prefetch: number of batches begun beside the one that is due.
     """
