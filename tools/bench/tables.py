@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 from importlib import metadata
 from pathlib import Path
@@ -79,6 +80,9 @@ def native_core() -> str:
 
 
 def version(package: str) -> str:
+    if package == "shardio":  # of this checkout; an editable install keeps the one it was made with
+        project = Path(__file__).parents[2] / "pyproject.toml"
+        return str(re.findall(r'^version = "(.+)"$', project.read_text("utf-8"), re.MULTILINE)[0])
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
