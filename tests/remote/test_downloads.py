@@ -19,7 +19,7 @@ import pytest
 
 import shardio
 from servers import Nginx
-from shardio.storage import downloads
+from shardio.storage import downloads, http
 from shardio.storage.downloads import RemoteShard
 from shardio.storage.shard_cache import NextUse, Part, ShardCache
 from tests.remote import shards
@@ -179,11 +179,10 @@ def test_a_process_ends_amid_downloads_without_waiting(
     serve: Serve, out: Path, tmp_path: Path, how: str
 ) -> None:
     web, cache = serve(folder=out), tmp_path / "cache"
-    web.pace(latency=0.0, rate=100_000)
+    web.fail("*.tar", stall=600, at=6 * BYTES)  # more than is asked for a batch
     with run(SCRIPTS[how], web, cache) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        web.fail("*.tar", stall=600, at=BYTES)
         if how == "an interrupt":
             time.sleep(1)
             process.send_signal(signal.SIGINT)
@@ -191,7 +190,6 @@ def test_a_process_ends_amid_downloads_without_waiting(
     assert errors.count("Traceback") == (how != "a script that ends")
     assert parts(cache) == []
     web.heal()
-    web.pace(latency=0.0, rate=0.0)
     assert len(read(open_set(web, cache))) == 64
 
 
@@ -240,15 +238,19 @@ def test_a_body_that_breaks_off_goes_on_where_it_ended(
     assert read(dataset) == expected
 
 
-def test_samples_come_while_their_shard_does(serve: Serve, tmp_path: Path) -> None:
+def test_samples_come_while_their_shard_does(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first samples of a shard are delivered before the last have come."""
+    monkeypatch.setattr(http, "_GATHERING", 0.0)  # bytes are written when they come
     out = make_set(tmp_path / "out", shards=1, size=50_000, samples=40)
     web, cache = serve(folder=out), tmp_path / "cache"
     dataset = open_set(web, cache, shuffle=False, batch_size=4)
-    web.pace(latency=0.0, rate=1e6)  # two seconds a shard
+    web.fail("*.tar", stall=600, at=1_000_000)  # half of the shard
     loop = iter(dataset)
     first = [next(loop) for _ in range(4)]
     assert stored(cache) == []
+    web.heal()
     assert len(first) + len([*loop]) == 10
     assert ranges(web) <= 20  # of two batches, and before the shard was asked for
     assert len(stored(cache)) == 1
@@ -259,7 +261,7 @@ def test_the_first_batch_does_not_wait_for_a_shard(
 ) -> None:
     web = serve(folder=out)
     dataset = open_set(web, tmp_path / "cache")
-    web.pace(latency=0.0, rate=50_000)  # three seconds a shard
+    web.fail("*.tar", stall=600, at=2 * BYTES)  # more than is asked for a sample
     loop = iter(dataset)
     batch = next(loop)
     assert stored(tmp_path / "cache") == []

@@ -98,6 +98,15 @@ def test_a_server_falls_silent(web: Nginx, sent: int) -> None:
     assert answer.data == DATA
 
 
+def test_a_stall_ends_with_the_fault(web: Nginx) -> None:
+    web.fail(stall=600.0, at=100)
+    with urllib3.PoolManager(retries=False, timeout=30.0) as pool:
+        answer = pool.request("GET", f"{web.url}/a.tar", preload_content=False)
+        assert answer.read(100) == DATA[:100]
+        web.heal()
+        assert answer.read() == DATA[100:]
+
+
 def test_some_requests_fail_and_others_do_not(web: Nginx) -> None:
     web.fail("/a.tar", status=503, after=1, times=2, method="GET,PUT")
     assert [fetch(f"{web.url}/a.tar").status for _ in range(5)] == [200, 503, 503, 200, 200]

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # mfusepy would take libfuse2 before
 import mfusepy
 
 STATS = ("st_mode", "st_nlink", "st_size", "st_uid", "st_gid")

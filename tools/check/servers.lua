@@ -61,6 +61,14 @@ local function sleep(seconds)
   end
 end
 
+-- Wait without a byte, until the time is over or the faults are switched off.
+local function wait(seconds)
+  local heals, last = rules:get("heals"), ngx.now() + seconds
+  while ngx.now() < last and rules:get("heals") == heals do
+    ngx.sleep(0.05)
+  end
+end
+
 local function answer(status, headers, text)
   ngx.status = status
   for name, value in pairs(headers) do
@@ -142,7 +150,7 @@ function M.fault()
   end
   local stall, sent = tonumber(fault.stall or 0), tonumber(fault.cut or fault.at or 0)
   if sent == 0 then
-    sleep(stall)
+    wait(stall)
     stall = 0
   end
   local real = ngx.location.capture("/_raw", {
@@ -160,7 +168,9 @@ function M.fault()
   end
   ngx.print(real.body:sub(1, sent))
   ngx.flush(true)
-  sleep(stall)
+  if sent < #real.body then
+    wait(stall)
+  end
   if fault.cut then
     return ngx.exit(444) -- closes the connection
   end
@@ -180,6 +190,7 @@ function controls.heal()
       rules:delete(key)
     end
   end
+  rules:incr("heals", 1, 0)
 end
 
 function controls.set(arguments)

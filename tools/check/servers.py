@@ -518,7 +518,8 @@ class Nginx(Server):
             redirect: header Location of that answer, whose status is then 302 by default.
             cut: number of bytes of the body after which the connection is closed.
             stall: seconds without a byte.
-            at: number of bytes of the body before the stall; with 0 no header is sent before it.
+            at: number of bytes of the body before the stall, which a shorter body does not
+                have; with 0 no header is sent before it.
             zeros: number of zeros sent as the body, whatever was asked.
             ignore: names of headers of the request that are not seen: Range, If-Match. Clients of
                 S3 sign these, so that a store behind this server would refuse the request.
@@ -554,7 +555,7 @@ class Nginx(Server):
         self.control("fail", place=place, rule=urlencode(given))
 
     def heal(self) -> None:
-        """Switch all faults off; the pace stays."""
+        """Switch all faults off, and end the stalls; the pace stays."""
         self.control("heal")
 
     def forget(self) -> None:
