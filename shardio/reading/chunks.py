@@ -59,7 +59,7 @@ LEAST_SAMPLES = 4
 """Samples of a batch for which tables are worth making."""
 _MOST_SHARDS = 64  # of a batch: their files stay open while it is filled
 _MOST_ROOM = 1 << 24  # bytes of fields that the core hands over
-_CHUNK_BYTES = 1 << 20  # that one task reads
+_CHUNK_BYTES = 1 << 22  # that one task reads
 _LEAST_CHUNK, _MOST_CHUNK = 16, 512
 _UINT8 = np.dtype(np.uint8)
 
@@ -117,7 +117,9 @@ class CoreReader:
             return None
         order = np.argsort(references.shards, kind="stable")
         groups = group_by_shard(self._pool, references.shards[order], references.indices[order])
-        located = self._locate(groups, np.argsort(order))
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        located = self._locate(groups, back)
         if located is None:
             return None
         samples, size = len(order), int(located.places.sizes.sum())

@@ -176,7 +176,8 @@ def chunks_of(batch: UnfinishedBatch, least: int = 1) -> list[range]:
         batch: batch in the making.
         least: minimum number of chunks, if there are as many slots.
     """
-    size = min(batch.chunk, max(1, len(batch) // least))
+    count = max(least, -(-len(batch) // batch.chunk))
+    size = -(-len(batch) // count) or 1
     starts = range(0, len(batch), size)
     return [range(start, min(start + size, len(batch))) for start in starts]
 

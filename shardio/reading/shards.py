@@ -43,6 +43,7 @@ _MOST_OPEN = 64
 _MOST_MAPPED = 128  # Python's mmap keeps a descriptor, of which a process often has 1,024
 _OPEN_PART, _MAPPED_PART = 1 / 8, 1 / 4  # of the limit on open files, where that is lower
 _MOST_TEXT = 1 << 15  # bytes of keys that are kept as text
+_MOST_SIZES = 1 << 13  # samples of a shard whose pictures' sizes are kept as a table
 GAP = 2048
 """Bytes of headers and padding that are read along to get a further field with the same call."""
 
@@ -153,6 +154,7 @@ class OpenShard:
         self._is_compared = self._is_indexed = False
         self._alike: dict[Entries, Alternatives | None] = {}
         self._tables: dict[Alternatives, _Table] = {}
+        self._pictures: dict[Alternatives, NDArray[np.int64]] = {}
         self._found: dict[Entries, list[list[tuple[str, int]]] | None] = {}
         self._text = ""  # all keys, if they are ASCII and not too many
 
@@ -320,6 +322,16 @@ class OpenShard:
         Returns:
             Height, width and orientation, int64 [s, 3], all 0 where they are not known.
         """
+        if len(self.index) > _MOST_SIZES:
+            return self._sizes_of(samples, alternatives)
+        if alternatives not in self._pictures:
+            every = np.arange(len(self.index))
+            self._pictures[alternatives] = self._sizes_of(every, alternatives)
+        return self._pictures[alternatives].take(samples, axis=0)
+
+    def _sizes_of(
+        self, samples: NDArray[np.int64], alternatives: Alternatives
+    ) -> NDArray[np.int64]:
         found = np.zeros((len(samples), 3), np.int64)
         open_ = np.ones(len(samples), np.bool_)
         offsets = self.index.rows(self.index.offsets)

@@ -414,7 +414,7 @@ def test_workers_that_go_on_after_the_watching_read_on(packed: Path) -> None:
 
 def test_a_mixture_has_stages(packed: Path) -> None:
     mixture = shardio.Mix([dataset(packed), dataset(packed)], weights=[0.5, 0.5])
-    with monitor(shardio.Loader(mixture, threads=2), live=False) as seen:
+    with monitor(shardio.Loader(mixture, threads=2), live=False, budget=1.0) as seen:
         assert [*seen]
     assert seen.evidence.stages is not None
     assert (seen.evidence.kind, seen.evidence.number) == ("threads", 2)
