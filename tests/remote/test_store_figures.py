@@ -168,16 +168,16 @@ def test_profile_measures_a_store_and_then_loaders_with_shards_in_the_cache(
 def test_the_wait_and_the_rate_of_a_store_are_told_apart(
     serve: Callable[..., Nginx], tmp_path: Path
 ) -> None:
-    """Within a factor of two, since the machine may be busy."""
+    """Within a factor of two, and so slow that a busy machine is no limit."""
     samples = ({"__key__": f"{number:02}", "bin": os.urandom(500_000)} for number in range(32))
     shardio.pack(samples, tmp_path / "out", shards=4, shuffle=False)
-    web = serve(folder=tmp_path / "out", latency=0.1, rate=4e6)
+    web = serve(folder=tmp_path / "out", latency=0.1, rate=1e6)
     catalog = open_catalog(web.url, options={"cache_dir": str(tmp_path / "cache")})
     store = StoreLimits.from_json(measure_store(catalog, 1))
     assert store.first_byte >= 0.1
     rates = dict(store.rates)
-    assert 2e6 < rates[1] < 8e6  # buffers on the way even out what comes
-    assert 2 * rates[1] < rates[16] < 16 * 8e6
+    assert 0.5e6 < rates[1] < 2e6  # buffers on the way even out what comes
+    assert 2 * rates[1] < rates[16] < 16 * 2e6
     assert store.loaded == 1
     few = StoreLimits.from_json(measure_store(catalog, 0, seconds=0.5, most=32 << 20))
     assert few.measured_bytes <= 32 << 20  # of which 16 connections take a piece of 1 MB each
