@@ -176,10 +176,10 @@ def chunks_of(batch: UnfinishedBatch, least: int = 1) -> list[range]:
         batch: batch in the making.
         least: minimum number of chunks, if there are as many slots.
     """
-    count = max(least, -(-len(batch) // batch.chunk))
-    size = -(-len(batch) // count) or 1
-    starts = range(0, len(batch), size)
-    return [range(start, min(start + size, len(batch))) for start in starts]
+    slots = len(batch)
+    count = max(least, -(-slots // batch.chunk))
+    size = -(-slots // count) or 1
+    return [range(start, min(start + size, slots)) for start in range(0, slots, size)]
 
 
 def finish_in_turn(batches: Iterator[UnfinishedBatch]) -> Batches:

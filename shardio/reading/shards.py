@@ -322,30 +322,28 @@ class OpenShard:
         Returns:
             Height, width and orientation, int64 [s, 3], all 0 where they are not known.
         """
-        if len(self.index) > _MOST_SIZES:
-            return self._sizes_of(samples, alternatives)
-        if alternatives not in self._pictures:
-            every = np.arange(len(self.index))
-            self._pictures[alternatives] = self._sizes_of(every, alternatives)
-        return self._pictures[alternatives].take(samples, axis=0)
-
-    def _sizes_of(
-        self, samples: NDArray[np.int64], alternatives: Alternatives
-    ) -> NDArray[np.int64]:
-        found = np.zeros((len(samples), 3), np.int64)
-        open_ = np.ones(len(samples), np.bool_)
+        table = self._pictures.get(alternatives)
+        if table is not None:
+            return table.take(samples, axis=0)
+        is_kept = len(self.index) <= _MOST_SIZES
+        some = np.arange(len(self.index)) if is_kept else samples
+        found = np.zeros((len(some), 3), np.int64)
+        open_ = np.ones(len(some), np.bool_)
         offsets = self.index.rows(self.index.offsets)
         for field in alternatives:
             if field not in self.index.columns:
                 if self.index.rare is not None and field in self._rare:
                     break
                 continue
-            have = open_ & (offsets[samples, self.index.columns.index(field)] >= 0)
-            sizes = self.index.picture_sizes(samples[have], field)
+            have = open_ & (offsets[some, self.index.columns.index(field)] >= 0)
+            sizes = self.index.picture_sizes(some[have], field)
             if sizes is not None:
                 found[have] = sizes
             open_ &= ~have
-        return found
+        if not is_kept:
+            return found
+        self._pictures[alternatives] = found
+        return found.take(samples, axis=0)
 
     def place(self, sample: int, field: str = "") -> str:
         """Describe the place of a sample, or of one of its fields, for errors."""
