@@ -104,6 +104,20 @@ class Crops:
         alike = repeat(self.resampling), repeat(self.fill)
         return map(Crop, *edges, flip, resized, window, *alike)
 
+    def part(self, samples: slice) -> Crops:
+        """Return the crops of some of the samples."""
+        return Crops(
+            self.top[samples],
+            self.left[samples],
+            self.height[samples],
+            self.width[samples],
+            self.flip[samples],
+            None if self.resized is None else self.resized[samples],
+            None if self.window is None else self.window[samples],
+            self.resampling,
+            self.fill,
+        )
+
     def __getitem__(self, index: int) -> Crop:
         return Crop(
             int(self.top[index]),

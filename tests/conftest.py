@@ -48,7 +48,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture
 def python_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have batches read without the native core."""
-    monkeypatch.setattr("shardio.reading.batch.is_active", lambda: False)
+    monkeypatch.setattr("shardio.reading.reader.is_active", lambda: False)
     monkeypatch.setattr("shardio.fields.image.resize_linear", lambda *_, **__: False)
 
 

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 import shardio
 from shardio.cli import _COMMANDS
 from shardio.planning.epoch import EpochPlan
-from shardio.reading.batch import Batch, SampleReader
+from shardio.reading.batch import Batch
 from shardio.reading.readahead import ReadAhead
+from shardio.reading.reader import SampleReader
 from shardio.reading.shards import OpenShard
 
 ROOT = Path(shardio.__file__).parent

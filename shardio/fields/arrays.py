@@ -284,6 +284,7 @@ class Label(FieldType):
     names = frozenset({LABEL_FIELD, "index"})
     batching = Dense(np.int64)
     preview_bytes = 64
+    native = "number"
     decode = staticmethod(decode_cls)
 
     def decode_rows(

@@ -131,8 +131,8 @@ class FieldType:
             is not sized unless it says so.
         native: kind of data that the native core decodes to what `decode` and `follow` make of
             them: "picture" for image files, "values" for masks, "rows" for
-            arrays; None for others. A subclass with a method of its own for that has none unless
-            it says so.
+            arrays, "number" for whole numbers in text; None for others. A subclass with a method
+            of its own for that has none unless it says so.
     """
 
     fields: str = ""
@@ -150,7 +150,7 @@ class FieldType:
     mirrors: ClassVar[bool] = True
     fills: ClassVar[bool] = True
     sized: ClassVar[bool] = False
-    native: ClassVar[Literal["picture", "values", "rows"] | None] = None
+    native: ClassVar[Literal["picture", "values", "rows", "number"] | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

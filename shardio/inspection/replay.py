@@ -141,14 +141,14 @@ def _write_samples(
     references: References, pool: ShardPool, folder: Folder
 ) -> tuple[ReplayedSample, ...]:
     digits, samples = len(str(len(references) - 1)), []
-    for slot, single in enumerate(references.split(1)):
-        shard, index = pool.get(int(single.shards[0])), int(single.indices[0])
+    for slot, number in enumerate(references.shards.tolist()):
+        shard, index = pool.get(number), int(references.indices[slot])
         files, problem = _write(shard, index, folder, f"{slot:0{digits}}")
         samples.append(
             ReplayedSample(
                 slot=slot,
                 key=shard.index.key(index),
-                valid=bool(single.valid[0]),
+                valid=bool(references.valid[slot]),
                 shard=shard.name,
                 index=index,
                 files=files,

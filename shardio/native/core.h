@@ -146,6 +146,7 @@ enum kind {
   VALUES = 1,  /* values of a PNG of one channel by nearest pixels: uint8 [height, width] */
   ROW = 2,     /* bytes after a prefix that all members share */
   BYTES = 3,   /* the member as it is, and zeros up to the stride */
+  NUMBER = 4,  /* a decimal integer of at most 18 digits in text: int64 */
 };
 
 enum method { LINEAR = 0, ANTIALIASED = 1, CUBIC_ANTIALIASED = 2, NEAREST = 3 };
@@ -169,15 +170,16 @@ struct view {
   int32_t flip, method, shrink;
 };
 
-/* The samples of a batch: n samples with F fields and R roles. */
+/* The samples of a batch, with F fields and R roles. They may be some of the columns of longer
+ * tables: from one row of places and views to the next there are n elements. */
 struct samples {
-  int64_t count, num_fields;
-  const int32_t *files;                      /* [n] descriptors */
+  int64_t length, num_fields; /* n, F */
+  const int32_t *files;                      /* descriptors */
   const int64_t *firsts, *offsets, *sizes;   /* [F, n] of headers, data, and bytes of data */
   const uint32_t *checksums, *headers;       /* [F, n] CRC-32 of data and of headers, or NULL */
   const struct view *views;                  /* [R, n] */
   const struct field *fields;                /* [F] */
-  uint8_t *status; /* [n] DONE for those to read; what became of them */
+  uint8_t *status; /* DONE for those to read; what became of them */
 };
 
 struct worker; /* what one thread needs */
@@ -190,10 +192,15 @@ EXPORTED void shardio_worker_free(struct worker *worker);
 EXPORTED void shardio_probe(struct worker *worker, const struct samples *samples, int64_t field,
                             int64_t start, int64_t stop, int32_t *sizes);
 
-/* Reads, verifies and decodes the samples [start, stop) whose status is DONE, and adds the
- * nanoseconds that reading, decoding and resizing took to times. */
+/* What was done in a call of shardio_fill. */
+struct totals {
+  int64_t read, decode, resize; /* nanoseconds */
+  int64_t samples, bytes;       /* that are in their slots, and of all their fields */
+};
+
+/* Reads, verifies and decodes the samples [start, stop) whose status is DONE, and adds to totals. */
 EXPORTED void shardio_fill(struct worker *worker, const struct samples *samples, int64_t start,
-                           int64_t stop, int64_t times[3]);
+                           int64_t stop, struct totals *totals);
 
 /* Resizes a picture as shown into the part of a slot that a view fills, which is the whole of out. At
  * shrink 1 source is the crop's rectangle, else the whole picture at that part of its size. */

@@ -22,6 +22,7 @@ enum {
   FREE_PIXELS = 1 << 24,
   PIXELS_A_BYTE = 1024,
   MOST_SCANS = 100,
+  MOST_DIGITS = 18, /* that always fit into int64_t */
 };
 static const int64_t MOST_SCANNED = (int64_t)12 * 178956970; /* pixels of all scans, see limits.py */
 
@@ -80,7 +81,7 @@ struct member {
 static int64_t room_of(const struct samples *all, int64_t index, int64_t *start) {
   int64_t first = INT64_MAX, end = 0, useful = 0;
   for (int64_t field = 0; field < all->num_fields; field++) {
-    int64_t cell = field * all->count + index;
+    int64_t cell = field * all->length + index;
     int64_t begin = all->firsts[cell], offset = all->offsets[cell], size = all->sizes[cell];
     if (begin < 0 || begin > offset || size < 0 || size > MOST_READ || offset - begin > MOST_READ)
       return -1;
@@ -126,7 +127,7 @@ static enum status read_sample(struct worker *worker, const struct samples *all,
   if (start >= 0 && read_at(file, bytes, room, start) != DONE) return UNSOUND;
   uint8_t *place = bytes;
   for (int64_t field = 0; field < all->num_fields; field++) {
-    int64_t cell = field * all->count + index, first = all->firsts[cell];
+    int64_t cell = field * all->length + index, first = all->firsts[cell];
     struct member member = {start, bytes};
     if (start < 0) {
       int64_t size = all->offsets[cell] + all->sizes[cell] - first;
@@ -368,8 +369,8 @@ static enum status decode_png(struct worker *worker, const uint8_t *data, size_t
 
 static enum status fill_picture(struct worker *worker, const struct samples *all,
                                 const struct field *field, int64_t index, const uint8_t *data,
-                                size_t size, int64_t times[3]) {
-  const struct view *view = &all->views[field->role * all->count + index];
+                                size_t size, struct totals *totals) {
+  const struct view *view = &all->views[field->role * all->length + index];
   struct picture found, out = part_of_slot(field, view, index);
   int32_t shrink = 1;
   int64_t began = now();
@@ -381,21 +382,42 @@ static enum status fill_picture(struct worker *worker, const struct samples *all
   else if (field->kind == PICTURE)
     status = decode_jpeg(worker, data, size, field, view, all->checksums == NULL, &found, &shrink);
   int64_t decoded = now();
-  times[1] += decoded - began;
+  totals->decode += decoded - began;
   enum method method = field->kind == VALUES ? NEAREST : (enum method)view->method;
   if (status == DONE) status = resize(worker, &found, view, method, shrink, &out);
-  times[2] += now() - decoded;
+  totals->resize += now() - decoded;
   return status;
 }
 
+static int is_space(uint8_t byte) { return byte == ' ' || (byte >= '\t' && byte <= '\r'); }
+
+/* Reads a decimal integer with white space around it; decode_cls of shardio/fields/arrays.py. */
+static enum status read_number(const uint8_t *data, int64_t size, uint8_t *slot) {
+  const uint8_t *end = data + size;
+  while (data < end && is_space(*data)) data++;
+  while (data < end && is_space(end[-1])) end--;
+  int is_negative = data < end && *data == '-';
+  if (is_negative) data++;
+  if (data == end || end - data > MOST_DIGITS) return NOT_TAKEN;
+  int64_t number = 0;
+  for (; data < end; data++) {
+    if (*data < '0' || *data > '9') return NOT_TAKEN;
+    number = 10 * number + (*data - '0');
+  }
+  if (is_negative) number = -number;
+  memcpy(slot, &number, sizeof number);
+  return DONE;
+}
+
 static enum status fill_field(struct worker *worker, const struct samples *all, int64_t number,
-                              int64_t index, struct member member, int64_t times[3]) {
+                              int64_t index, struct member member, struct totals *totals) {
   const struct field *field = &all->fields[number];
-  int64_t cell = number * all->count + index, size = all->sizes[cell];
+  int64_t cell = number * all->length + index, size = all->sizes[cell];
   const uint8_t *data = member.bytes + (all->offsets[cell] - member.start);
   uint8_t *slot = field->out + index * field->stride;
   if (field->kind == PICTURE || field->kind == VALUES)
-    return fill_picture(worker, all, field, index, data, (size_t)size, times);
+    return fill_picture(worker, all, field, index, data, (size_t)size, totals);
+  if (field->kind == NUMBER) return read_number(data, size, slot);
   int64_t rest = size - field->prefix_size;
   if (rest < 0 || rest > field->stride) return NOT_TAKEN;
   if (field->kind == ROW && rest != field->stride) return NOT_TAKEN;
@@ -427,7 +449,7 @@ static int probe(const uint8_t *data, size_t size, int32_t *height, int32_t *wid
 void shardio_probe(struct worker *worker, const struct samples *all, int64_t field, int64_t start,
                    int64_t stop, int32_t *sizes) {
   for (int64_t index = start; index < stop; index++) {
-    int64_t cell = field * all->count + index, size = all->sizes[cell];
+    int64_t cell = field * all->length + index, size = all->sizes[cell];
     int32_t height, width, orientation, *out = sizes + 3 * index;
     out[0] = out[1] = out[2] = 0;
     if (all->status[index] != DONE || size < 1 || size > MOST_READ) continue;
@@ -448,17 +470,20 @@ static void shrink_buffers(struct worker *worker) {
 }
 
 void shardio_fill(struct worker *worker, const struct samples *all, int64_t start, int64_t stop,
-                  int64_t times[3]) {
+                  struct totals *totals) {
   struct member members[MOST_FIELDS];
   for (int64_t index = start; index < stop; index++) {
     if (all->status[index] != DONE) continue;
     int64_t began = now();
     enum status status = all->num_fields <= MOST_FIELDS ? read_sample(worker, all, index, members)
                                                         : NOT_TAKEN;
-    times[0] += now() - began;
+    totals->read += now() - began;
     for (int64_t field = 0; field < all->num_fields && status == DONE; field++)
-      status = fill_field(worker, all, field, index, members[field], times);
+      status = fill_field(worker, all, field, index, members[field], totals);
     all->status[index] = (uint8_t)status;
+    totals->samples += status == DONE;
+    for (int64_t field = 0; field < all->num_fields && status == DONE; field++)
+      totals->bytes += all->sizes[field * all->length + index];
     shrink_buffers(worker);
   }
 }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shardio.fields.geometry import Axis
 
 DONE, NOT_TAKEN = 0, 1
-PICTURE, VALUES, ROW, BYTES = range(4)
+PICTURE, VALUES, ROW, BYTES, NUMBER = range(5)
 """What a field becomes; see `enum kind` of core.h."""
 LINEAR, ANTIALIASED, CUBIC_ANTIALIASED, NEAREST = range(4)
 """How a picture is resized; see `enum method` of core.h."""
@@ -75,7 +75,7 @@ class _Field(ctypes.Structure):
 
 class _Samples(ctypes.Structure):
     _fields_ = (
-        ("count", ctypes.c_int64),
+        ("length", ctypes.c_int64),
         ("num_fields", ctypes.c_int64),
         *(
             (name, ctypes.c_void_p)
@@ -85,6 +85,19 @@ class _Samples(ctypes.Structure):
             )
         ),
     )
+
+
+class Totals(ctypes.Structure):
+    """What the core has done: time in ns by stage, and samples in their slots."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64) for name in ("read", "decode", "resize", "samples", "bytes")
+    )
+    read: int
+    decode: int
+    resize: int
+    samples: int
+    bytes: int
 
 
 class _Picture(ctypes.Structure):
@@ -104,7 +117,8 @@ class SampleTable:
         files: descriptors of the samples' shards, int32 [B], open as long as the table is in use.
         places: firsts, offsets and sizes, int64 [F, B]; checksums and headers, uint32 [F, B], or
             None where they are not known.
-        views: int32 [R, B, V], by the names of VIEW.
+        views: int32 [R, B, V], by the names of VIEW. The arrays of places and views may be those
+            columns of longer tables, all of one length.
         fields: form that each of the F fields takes in the batch.
         status: uint8 [B]; DONE for those to read, anything else for those to leave.
 
@@ -123,11 +137,15 @@ class SampleTable:
     ) -> None:
         self.files, self.status = files, status
         records = (_Field * len(fields))(*(_record(field) for field in fields))
-        arrays = [None if each is None else np.ascontiguousarray(each) for each in places]
-        self._held = arrays, views, records, [*fields]
-        addresses = [None if each is None else each.ctypes.data for each in (files, *arrays, views)]
+        arrays = files, *places, views
+        length = views.strides[0] // (len(VIEW) * views.itemsize)
+        for each in places:
+            if each is not None and each.strides != (length * each.itemsize, each.itemsize):
+                raise ValueError("the tables are not of one length")
+        self._held = arrays, records, [*fields]
+        addresses = [None if each is None else each.ctypes.data for each in arrays]
         self._table = _Samples(
-            len(files), len(fields), *addresses, ctypes.addressof(records), status.ctypes.data
+            length, len(fields), *addresses, ctypes.addressof(records), status.ctypes.data
         )
 
     def probe(self, field: int, slots: range) -> NDArray[np.int32]:
@@ -141,20 +159,17 @@ class SampleTable:
         _worker().probe(self._table, field, slots.start, slots.stop, sizes.ctypes.data)
         return sizes[slots.start : slots.stop]
 
-    def fill(self, start: int, stop: int, worker: Worker | None = None) -> tuple[int, int, int]:
+    def fill(self, start: int, stop: int, worker: Worker | None = None) -> Totals:
         """Read, verify and decode the samples [start, stop) into their slots, in this thread.
 
         Args:
             start: first sample.
             stop: sample behind the last one.
             worker: worker to use; None for that of this thread.
-
-        Returns:
-            Time in ns to read, to decode, and to resize.
         """
-        times = (ctypes.c_int64 * 3)()
-        (worker or _worker()).fill(self._table, start, stop, times)
-        return times[0], times[1], times[2]
+        totals = Totals()
+        (worker or _worker()).fill(self._table, start, stop, totals)
+        return totals
 
 
 def resize_linear(
@@ -227,7 +242,7 @@ class Worker:
         self._free.restype = self._fill.restype = self._probe.restype = None
         self._free.argtypes = (ctypes.c_void_p,)
         table, number = (ctypes.c_void_p, ctypes.POINTER(_Samples)), ctypes.c_int64
-        self._fill.argtypes = (*table, number, number, ctypes.POINTER(number))
+        self._fill.argtypes = (*table, number, number, ctypes.POINTER(Totals))
         self._probe.argtypes = (*table, number, number, number, ctypes.c_void_p)
         picture = ctypes.POINTER(_Picture)
         self._resize.argtypes = (ctypes.c_void_p, picture, ctypes.c_void_p, picture)
@@ -235,9 +250,9 @@ class Worker:
         if not self._worker:
             raise MemoryError("no memory is left for the native core")
 
-    def fill(self, table: _Samples, start: int, stop: int, times: Any) -> None:
+    def fill(self, table: _Samples, start: int, stop: int, totals: Totals) -> None:
         """Call shardio_fill of core.h."""
-        self._fill(self._worker, table, start, stop, times)
+        self._fill(self._worker, table, start, stop, totals)
 
     def probe(self, table: _Samples, field: int, start: int, stop: int, sizes: int) -> None:
         """Call shardio_probe of core.h."""

@@ -25,7 +25,7 @@ samples in every step. "drop" leaves it out. "short" makes it smaller, which req
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -100,23 +100,16 @@ class References:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def split(self, size: int) -> list[References]:
-        """Split the references into parts of at most `size` samples."""
-        count = len(self.positions)
-        if count <= size:
-            return [self]
-        parts = [slice(start, start + size) for start in range(0, count, size)]
-        return [
-            References(
-                positions=self.positions[part],
-                streams=self.streams[part],
-                inner=self.inner[part],
-                shards=self.shards[part],
-                indices=self.indices[part],
-                valid=self.valid[part],
-            )
-            for part in parts
-        ]
+    def part(self, samples: slice) -> References:
+        """Return the references of some of the samples."""
+        return References(
+            positions=self.positions[samples],
+            streams=self.streams[samples],
+            inner=self.inner[samples],
+            shards=self.shards[samples],
+            indices=self.indices[samples],
+            valid=self.valid[samples],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +376,14 @@ def _borders(count: int, rank: int, world_size: int) -> tuple[int, int]:
 def steps_of_worker(first: int, num_steps: int, worker: int, num_workers: int) -> range:
     """Return the steps of one worker from step `first` on, in the DataLoader's order."""
     return range(first + worker, num_steps, num_workers)
+
+
+def in_growing_parts(steps: Sequence[int], first: int, most: int) -> Iterator[Sequence[int]]:
+    """Divide steps into parts that are planned at once; a loop waits for the first part."""
+    start, size = 0, min(first, most)
+    while start < len(steps):
+        yield steps[start : start + size]
+        start, size = start + size, min(2 * size, most)
 
 
 class DealtSteps(Sequence[int]):

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,34 +35,24 @@ from shardio.errors import (
     quoted,
     shown,
 )
-from shardio.fields.base import FieldType
-from shardio.fields.image import Scratch
 from shardio.indexing.scan import WITHOUT_DOTS
-from shardio.native import is_active
-from shardio.planning.epoch import EpochPlan, References
-from shardio.planning.order import uniform_numbers
+from shardio.planning.epoch import References
 from shardio.processes import new_lock
-from shardio.reading.chunks import LEAST_SAMPLES, CoreChunks, CoreReader
-from shardio.reading.columns import Column, InPlace, RowColumn, Stack
+from shardio.reading.chunks import CoreChunks, CoreReader
+from shardio.reading.columns import Column, InPlace, RowColumn, Slots, Stack
 from shardio.reading.delivery import Delivery
-from shardio.reading.gather import Gathered, Gatherer
+from shardio.reading.gather import Gathered
 from shardio.reading.geometry import Choices, Known, Views, describe_crops
-from shardio.reading.handover import Allocate
+from shardio.reading.lookup import LEAST_SAMPLES, Lookup
 from shardio.reading.mapping import MappedEntries
-from shardio.reading.picture_columns import Transform, column_maker
-from shardio.reading.readahead import ReadAhead
 from shardio.reading.shards import FieldBytes, OpenShard
-from shardio.reading.singles import Single, Singles
 from shardio.reading.times import Stopwatch
-from shardio.transforms import SizedTransform
 
 if TYPE_CHECKING:
     pass
 
-_CHUNK = 16  # samples decoded by one task; one task an image costs 15 % of the rate
 _MANY = 4  # misfits that, if they are half of a batch, are the fault of the setup
 _ROWS = 1024  # samples gathered by one task
-_SEVERAL = 16  # samples whose crops are chosen at once; fewer are faster one by one
 
 
 FillSlot = Callable[["Batch", int, OpenShard, int, Stopwatch], None]
@@ -76,6 +65,7 @@ class Batch:
     Args:
         delivery: settings for reading samples.
         references: samples of the batch.
+        look_up: function that returns what the indexes say of them.
         columns: entries of the batch, empty.
         uniforms: random numbers for the transforms, float64 [n, draws].
         chunk: number of slots that one thread best fills at once, if they are not in rows.
@@ -92,6 +82,7 @@ class Batch:
         self,
         delivery: Delivery,
         references: References,
+        look_up: Callable[[], Lookup],
         columns: dict[str, Column],
         mapped: MappedEntries | None,
         uniforms: NDArray[np.float64],
@@ -100,7 +91,7 @@ class Batch:
         fill_many: FillMany,
     ) -> None:
         self.references, self._uniforms = references, uniforms
-        self._delivery = delivery
+        self._delivery, self._look_up = delivery, look_up
         self._columns, self._mapped = columns, mapped
         self._fill_slot, self._fill_many = fill_slot, fill_many
         self._valid = references.valid.copy()
@@ -275,23 +266,25 @@ class Batch:
 
     def put_chunk(self, chunks: CoreChunks, slots: range, watch: Stopwatch) -> Sequence[int]:
         """Fill slots by the native core; return those that are left."""
-        done = chunks.fill(slots, watch)
-        filled = np.arange(slots.start, slots.stop)[done]
-        self._keys[slots.start : slots.stop] = chunks.opened.keys[slots.start : slots.stop]
+        left = chunks.fill(slots, watch)
+        filled: Slots = slice(slots.start, slots.stop)
+        if left:
+            filled = np.setdiff1d(slots, left, assume_unique=True)
+        self._keys[slots.start : slots.stop] = chunks.keys(slots)
         handed: list[tuple[int, str, Column]] = []  # entries that are decoded one by one
         for entry, (name, column) in enumerate(self._columns.items()):
             if chunks.is_decoded(entry):
                 continue
-            rows = chunks.rows(entry, filled) if len(filled) else None
+            rows = chunks.rows(entry, filled) if len(left) < len(slots) else None
             place_rows = getattr(column, "place_rows", None)
             if rows is None or place_rows is None or not place_rows(filled, rows):
                 handed.append((entry, name, column))
         watch.decoded()
-        found = [*zip(slots, done.tolist(), strict=True)]
         if not handed and self._mapped is None and self._views is None:
-            return [slot for slot, is_done in found if not is_done]
-        for slot, is_done in found:  # in order, so that the first fault is that of the first sample
-            if not is_done or not self._complete(chunks, slot, handed, watch):
+            return left
+        found = {*left}
+        for slot in slots:  # in order, so that the first fault is that of the first sample
+            if slot in found or not self._complete(chunks, slot, handed, watch):
                 self._fill_one_by_one([slot], watch)
         return ()
 
@@ -317,7 +310,7 @@ class Batch:
         except (CodecError, TransformError, UsageError):
             return False  # it is raised again, with its place
         if self._mapped is not None:
-            sample, shard = int(self.references.indices[slot]), chunks.opened.shards[slot]
+            sample, shard = int(self.references.indices[slot]), chunks.shard(slot)
             whole = {
                 name: values[name] if name in values else cast("InPlace", column).value_in(slot)
                 for name, column in self._columns.items()
@@ -352,16 +345,12 @@ class Batch:
             watch.stop()
 
     def chunks(self, core: CoreReader | None) -> CoreChunks | None:
-        """Return the core's tables, for which the first thread chooses the crops of all slots."""
+        """Return the chunks for the core, which the first thread begins; None if it takes none."""
         with self._lock:
             if self._known is None:
-                known: Sequence[Known] = ()
-                delivery, references = self._delivery, self.references
-                if len(self) >= (_SEVERAL if core is None else LEAST_SAMPLES):
-                    known = delivery.geometry.know(delivery.pool, references, self._uniforms)
-                    if core is not None:
-                        columns = [*self._columns.values()]
-                        self._chunks = core.begin(references, columns, known, self._uniforms)
+                known, tables = self._look_up()
+                if core is not None and tables is not None and len(self) >= LEAST_SAMPLES:
+                    self._chunks = core.begin(tables, [*self._columns.values()])
                 self._known = known
             return self._chunks
 
@@ -568,131 +557,3 @@ class Batch:
             key=shard.key(sample),
             field=field,
         )
-
-
-class SampleReader:
-    """Makes batches of references.
-
-    Args:
-        delivery: settings for reading samples.
-        types: types of the alternatives of each entry, by field name.
-        transform: transform of images.
-        reduced: let large JPEGs be decoded at a part of their size.
-        allocate: makes the arrays of batches.
-        scratch: buffer where image files are decoded.
-    """
-
-    def __init__(
-        self,
-        delivery: Delivery,
-        *,
-        types: Mapping[str, Mapping[str, FieldType]],
-        transform: Transform | None,
-        reduced: bool,
-        allocate: Allocate,
-        scratch: Scratch,
-    ) -> None:
-        self._delivery = delivery
-        self._geometry = delivery.geometry
-        self._wanted = tuple(delivery.fields.values())
-        self._gatherer = Gatherer(delivery.pool, self._wanted)
-        make = partial(
-            column_maker,
-            transform=transform,
-            scratch=scratch,
-            reduced=reduced,
-        )
-        self._makers = {
-            name: make(of_entry, allocate=partial(allocate, entry=name))
-            for name, of_entry in types.items()
-        }
-        self._allocate = allocate
-        self._core: CoreReader | None = None
-        self._singles: Singles | None = None
-        if is_active() and (transform is None or isinstance(transform, SizedTransform)):
-            self._core = CoreReader(
-                delivery.pool,
-                self._wanted,
-                [*types.values()],
-                delivery.geometry,
-                strict=[at for at, name in enumerate(types) if name in delivery.several],
-                reduced=reduced,
-            )
-            firsts = [next(iter(of_entry.values())) for of_entry in types.values()]
-            if transform is not None and "padded" not in {each.batching for each in firsts}:
-                self._singles = Singles()
-
-    def read(
-        self,
-        plan: EpochPlan,
-        shares: Iterable[NDArray[np.int64]],
-        size: int,
-        key: int,
-        ahead: ReadAhead | None = None,
-    ) -> Iterator[Batch | Single]:
-        """Read batches: plan → references → bytes → fields, straight into the slots → batch.
-
-        This is the whole read pipe. The batches call its inner functions, in any thread.
-
-        Args:
-            plan: plan of an epoch.
-            shares: positions in the plan, int64 [n] each, in order.
-            size: maximum number of samples of a batch.
-            key: key of the random numbers for transforms, equal in all processes of an epoch.
-            ahead: asks for bytes before they are read.
-        """
-
-        def fill(batch: Batch, slot: int, shard: OpenShard, sample: int, watch: Stopwatch) -> None:
-            watch.start()
-            batch.put(slot, shard, sample, shard.read(sample, self._wanted), watch)
-
-        def fill_many(batch: Batch, slots: range, watch: Stopwatch) -> Sequence[int]:
-            if (chunks := batch.chunks(self._core)) is not None:
-                return batch.put_chunk(chunks, slots, watch)
-            return batch.put_rows(slots, self._gatherer.gather(batch.references, slots), watch)
-
-        for positions in shares:
-            references = plan.references(positions)
-            if ahead is not None:
-                ahead.enter(references)
-            make = partial(self._batch, key, fill, fill_many)
-            yield from self._parts(references, size, make)
-
-    def _parts(
-        self, references: References, size: int, make: Callable[[References], Batch]
-    ) -> Iterator[Batch | Single]:
-        """Divide samples into batches, empty, of at most a size."""
-        if size == 1 and self._singles is not None:
-            return self._singles.read(references, make)
-        return map(make, references.split(size))
-
-    def _batch(
-        self, key: int, fill: FillSlot, fill_many: FillMany, references: References
-    ) -> Batch:
-        """Make a batch of some samples, empty."""
-        columns, draws = self.columns(len(references)), self.uniforms(references, key)
-        mapped = self._map_entries(columns, references, key)
-        chunk = _CHUNK if self._core is None else self._core.chunk
-        return Batch(self._delivery, references, columns, mapped, draws, chunk, fill, fill_many)
-
-    def uniforms(self, references: References, key: int) -> NDArray[np.float64]:
-        """Draw the random numbers of some samples for the transforms, float64 [n, draws]."""
-        return uniform_numbers(key, references.positions, self._geometry.draws)
-
-    def _map_entries(
-        self, columns: dict[str, Column], references: References, key: int
-    ) -> MappedEntries | None:
-        delivery = self._delivery
-        if delivery.functions.map is None and delivery.functions.collate is None:
-            return None
-        return MappedEntries(
-            delivery.functions,
-            columns,
-            optional=delivery.optional,
-            keys=(key, references.positions),
-            allocate=self._allocate,
-        )
-
-    def columns(self, slots: int) -> dict[str, Column]:
-        """Make the entries of a batch, empty."""
-        return {name: make(slots) for name, make in self._makers.items()}

@@ -49,6 +49,8 @@ from shardio.reading.times import Stopwatch
 
 Types = Mapping[str, FieldType]
 """The types of an entry's alternatives, by field name."""
+Slots = NDArray[np.int64] | slice
+_NOTHING = torch.empty(0)
 
 
 class Column(Protocol):
@@ -102,7 +104,7 @@ class InPlace(Protocol):
 class RowColumn(Column, Protocol):
     """An entry that may be filled many slots at once."""
 
-    def place_rows(self, slots: NDArray[np.int64], rows: Rows) -> bool:
+    def place_rows(self, slots: Slots, rows: Rows) -> bool:
         """Decode members into their slots; False, with nothing placed, if they are not alike."""
 
 
@@ -122,7 +124,7 @@ class Stack(ABC):
         self._num_slots = slots
         self._types = types
         self._allocate = allocate
-        self._batch = torch.empty(0)
+        self._batch = _NOTHING
         self.kind: Kind | None = None
         self._blank: Kind | None = None  # of what no slot may have
         self._kinds: dict[int, Kind] = {}  # of slots that were decoded one by one
@@ -260,7 +262,7 @@ class Arrays(Stack):
 class ArraysInRows(Arrays):
     """Arrays of which many may be decoded at once."""
 
-    def place_rows(self, slots: NDArray[np.int64], rows: Rows) -> bool:
+    def place_rows(self, slots: Slots, rows: Rows) -> bool:
         """See RowColumn."""
         found = _decode_rows(self._types, rows)
         if found is None:
@@ -431,7 +433,8 @@ class Numbers:
         self._types = types
         self._shape = dense.shape
         dtype = torch_dtype(np.dtype(dense.dtype), len(dense.shape))
-        self._numbers: NDArray[Any] = allocate((slots, *dense.shape), dtype).numpy()
+        self._batch = allocate((slots, *dense.shape), dtype)
+        self._numbers: NDArray[Any] = self._batch.numpy()
         self._numbers.fill(0)
         self.dtype, self.is_scalar = self._numbers.dtype, not dense.shape
 
@@ -459,14 +462,19 @@ class Numbers:
 
     def collect(self, name: str, blank: Sequence[int]) -> dict[str, Any]:
         """See Column."""
-        self._numbers[[*blank]] = 0
-        return {name: torch.from_numpy(self._numbers)}
+        if blank:
+            self._numbers[[*blank]] = 0
+        return {name: self._batch}
 
 
 class NumbersInRows(Numbers):
     """Numbers of which many may be decoded at once."""
 
-    def place_rows(self, slots: NDArray[np.int64], rows: Rows) -> bool:
+    def slots_for(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
+        """Return all slots, for numbers put there directly; see Arrays."""
+        return self._numbers if (shape, dtype) == (self._shape, self.dtype) else None
+
+    def place_rows(self, slots: Slots, rows: Rows) -> bool:
         """See RowColumn."""
         numbers = _decode_rows(self._types, rows)
         if numbers is None or numbers.shape[1:] != self._shape:

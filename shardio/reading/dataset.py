@@ -28,11 +28,10 @@ from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.indexing.parts import ShardPaths, absolute_parts
 from shardio.planning.buckets import Bucketing
 from shardio.planning.draws import Weights
-from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail
+from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, Shuffle, Tail, in_growing_parts
 from shardio.planning.order import SampleSequence, derive_key
 from shardio.planning.samples import Samples
 from shardio.reading.arguments import OnBadSample, check_arguments, store_options
-from shardio.reading.batch import SampleReader
 from shardio.reading.columns import Types
 from shardio.reading.delivery import Delivery, Replacements, Shared
 from shardio.reading.entries import (
@@ -58,6 +57,7 @@ from shardio.reading.mapping import Collate, MapFunctions, find_functions
 from shardio.reading.picture_columns import Transform
 from shardio.reading.ranks import Share, find_worker, refuse_subset
 from shardio.reading.readahead import ReadAhead
+from shardio.reading.reader import SampleReader
 from shardio.reading.selection import Choice, choose, find_key, find_number, split
 from shardio.reading.settings import (
     WeightsGiven,
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 
 _NO_ARGUMENTS = frozenset({"self", "source", "__class__"})
 _TRANSFORMS = 3
-_SAMPLES_PLANNED_AT_ONCE = 64
+_MOST_PLANNED, _FIRST_ALONE = 4096, 64  # samples planned at once; single ones, when they begin
 
 
 class ShardDataset(ResumableDataset):
@@ -350,7 +350,7 @@ class ShardDataset(ResumableDataset):
         pool.compare_anew()
         at, key = np.array([number]), self.transform_key(0, *self._epoch_by_number())
         reader = self.reader(pool, Recycler(), packed.bucket_of(at), stand_ins=stand_ins)
-        (batch,) = finish_in_turn(reader.read(packed, [at], 1, key))
+        (batch,) = finish_in_turn(reader.read(packed, [at], key, alone=True))
         self._end_loop()
         sample = self._choose_entries(to_sample(batch))
         return sample if self._as_tuple is None else (*sample.values(),)
@@ -501,19 +501,18 @@ class ShardDataset(ResumableDataset):
         self, epoch: int, steps: Sequence[int], share: Share, allocate: Allocate
     ) -> UnfinishedBatches:
         plan, pool = self._plan(epoch, share), ShardPool(self.catalog.shards)
-        at_once = 1 if self._makes_batches else _SAMPLES_PLANNED_AT_ONCE
-        positions = (
-            plan.share(steps[first : first + at_once], share.rank, share.world_size)
-            for first in range(0, len(steps), at_once)
-        )
+        alone = not self._makes_batches
+        most = 1 if plan.buckets is not None else max(1, _MOST_PLANNED // share.batch_size)
+        share_of = partial(plan.share, rank=share.rank, world_size=share.world_size)
         key, shared = self.transform_key(epoch), Shared()
         reader_of = lru_cache(None)(partial(self.reader, pool, allocate, shared=shared))
         ahead = self.read_ahead(plan.orders, pool, epoch)
         try:
             asked = ahead if len(steps) > 1 else None
-            for some in positions:
-                reader = reader_of(plan.bucket_of(some))
-                yield from reader.read(plan, [some], share.batch_size, key, asked)
+            for some in in_growing_parts(steps, _FIRST_ALONE if alone else 1, most):
+                batches = [share_of(some)] if alone else [share_of([step]) for step in some]
+                reader = reader_of(plan.bucket_of(batches[0]))
+                yield from reader.read(plan, batches, key, asked, alone=alone)
             ahead.finish()
             pool.finish()
         except BaseException:  # else the last batches may still be read

@@ -23,7 +23,7 @@ from shardio.fields.base import FieldType, picture_info
 from shardio.fields.geometry import Crop, View
 from shardio.fields.probe import ImageInfo, PictureSize
 from shardio.planning.epoch import References
-from shardio.reading.shards import Alternatives, FieldBytes, ShardPool
+from shardio.reading.shards import Alternatives, FieldBytes, OpenShard
 from shardio.transforms import BatchedTransform, Crops, SizedTransform
 
 Views = Sequence[View | None]
@@ -61,6 +61,12 @@ class Known(NamedTuple):
     sizes: NDArray[np.int64]
     crops: Crops | None
 
+    def part(self, slots: slice) -> Known:
+        """Return what is known of some of the samples."""
+        first, last = np.searchsorted(self.slots, [slots.start, slots.stop]).tolist()
+        own, crops = slice(first, last), self.crops
+        return Known(self.slots[own] - slots.start, self.sizes[own], crops and crops.part(own))
+
 
 ChooseCrops = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]], Crops]
 
@@ -91,6 +97,7 @@ class SampleGeometry:
         size: height and width of slots; None for those of pictures.
         needs_views: whether there are views at all.
         knows_crops: whether crops can be chosen for several samples at once.
+        knows_sizes: whether they can where the indexes have the sizes of pictures.
         roles: roles of the views.
 
     Raises:
@@ -127,6 +134,7 @@ class SampleGeometry:
         shown_at_all = self.needs_views or "picture" in {each.native for each in firsts}
         self.knows_crops = shown_at_all and (self._choose is not None or transform is None)
         self._decisive = [self._sized_of(self._leads), *(self._sized_of([at]) for at in self._own)]
+        self.knows_sizes = self.knows_crops and bool(self._decisive[0])
         beside = [*leads[1:], *follows]
         if transform is not None and self._transform is None and leads and beside:
             name = [*types][beside[0]]
@@ -146,23 +154,26 @@ class SampleGeometry:
         return tuple(field for field, _ in takewhile(lambda each: each[1].sized, every))
 
     def know(
-        self, pool: ShardPool, references: References, uniforms: NDArray[np.float64]
+        self,
+        shards: Mapping[int, OpenShard],
+        references: References,
+        uniforms: NDArray[np.float64],
     ) -> Sequence[Known]:
-        """Choose the crops of the samples of a batch as far as the indexes have their sizes.
+        """Choose the crops of samples as far as the indexes have their sizes.
 
         Args:
-            pool: shards of the samples.
-            references: samples of the batch.
+            shards: shards of the samples by position in the catalog, with their indexes.
+            references: samples.
             uniforms: random numbers of the samples, float64 [B, draws].
 
         Returns:
             What is known for the crop that the pictures of a sample share, then for each of its
             own; nothing if no crop can be chosen.
         """
-        if not (self.knows_crops and self._decisive[0]):
+        if not self.knows_sizes:
             return ()
         sizes = np.zeros((len(self._decisive), len(references.shards), 3), np.int64)
-        for number, shard in pool.indexed({*references.shards.tolist()}).items():
+        for number, shard in shards.items():
             slots = np.flatnonzero(references.shards == number)
             for role, fields in enumerate(self._decisive):
                 sizes[role, slots] = shard.picture_sizes(references.indices[slots], fields)

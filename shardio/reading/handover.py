@@ -95,10 +95,12 @@ class Recycler:
             memory = free.pop()
         except IndexError:
             memory = self._new(size, entry, shape[0])
-        loan = memory[:]
+        is_plain = dtype is torch.uint8  # of which no call of torch has to make a view
+        loan = memory.reshape(shape) if is_plain else memory[:]
         ending = weakref.finalize(loan, free.append, memory)
         ending.atexit = False  # type: ignore[misc]  # typeshed takes it for read-only
-        return torch.from_numpy(loan).view(dtype).view(shape)
+        lent = torch.from_numpy(loan)
+        return lent if is_plain else lent.view(dtype).view(shape)
 
     def _new(self, size: int, entry: str, samples: int) -> NDArray[np.uint8]:
         if size > _MEMORY:  # which would end the process by a signal when it is filled

@@ -8,6 +8,7 @@ and `map_values` is the one walk over them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from operator import is_
 from typing import Any, cast
@@ -155,10 +156,15 @@ def as_array(value: torch.Tensor) -> NDArray[Any]:
         CodecError: NumPy has no such dtype or layout.
     """
     bits = BITS.get(value.dtype)
+    found: NDArray[Any]
+    if bits is None:
+        with suppress(TypeError, ValueError, RuntimeError):  # of one that is more than its numbers
+            found = value.numpy()
+            return found
     try:
         plain = value.detach().cpu().resolve_conj().resolve_neg()
         if bits is None:
-            found: NDArray[Any] = plain.numpy()
+            found = plain.numpy()
             return found
         return cast("NDArray[Any]", plain.view(_WORDS[bits.itemsize]).numpy().view(bits))
     except (TypeError, ValueError, RuntimeError) as error:

@@ -212,7 +212,7 @@ class _SourceReader:
             self._ahead.close()
             self._ahead = dataset.read_ahead(self._plan.orders, self._pool, epoch)
         key = dataset.transform_key(epoch)
-        return next(self._reader.read(self._plan, [positions], len(positions), key, self._ahead))
+        return next(self._reader.read(self._plan, [positions], key, self._ahead))
 
 
 class _MixedBatch:

@@ -83,6 +83,8 @@ class ReadAhead:
         self._mine = slice(workers[0], None, workers[1])
         self._times = times
         self._seen = times.read, times.samples
+        self._began = times.samples
+        self._progressed = time.perf_counter_ns()
         self._asked = [-1] * len(orders)
         self._current: dict[int, int] = {}
         self._fetched: dict[int, int] | None = None  # the current windows when it was last done
@@ -107,7 +109,7 @@ class ReadAhead:
         """Ask for what a batch needs, and for its windows and the windows after them."""
         entered = {} if not self._orders else self._enter_windows(references)
         first, read = self._fetches_ranges, self._times.samples + len(references.shards)
-        if self._may_be_slow() or first:
+        if self._may_be_slow(len(references)) or first:
             if self._remote and self._batches_asked == 1:
                 self._batches.submit(self._pool.wait_for_ranges)
             batch = self._batches.submit(self._ask_for_samples, references, first)
@@ -213,12 +215,18 @@ class ReadAhead:
 
         return next_use
 
-    def _may_be_slow(self) -> bool:
-        """Tell whether samples came slowly since the last batch, or none has come."""
-        (read, samples), self._seen = self._seen, (self._times.read, self._times.samples)
-        return self._seen[1] == samples or self._seen[0] - read > _SLOW_READ * (
-            self._seen[1] - samples
-        )
+    def _may_be_slow(self, count: int) -> bool:
+        """Tell whether samples came slowly lately, or have not begun to come.
+
+        Args:
+            count: number of samples in a batch, of which those that are read tell at the end.
+        """
+        (read, samples), now = self._seen, time.perf_counter_ns()
+        new = self._times.samples - samples
+        if not new:
+            return samples == self._began or now - self._progressed > _SLOW_READ * count
+        self._seen, self._progressed = (self._times.read, self._times.samples), now
+        return self._seen[0] - read > _SLOW_READ * new
 
     def _ask_for_window(self, runs: Runs) -> None:
         """Ask for the data of shards that are not of a store."""

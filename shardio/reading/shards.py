@@ -195,6 +195,10 @@ class OpenShard:
         """Have the file compared with what was indexed before it is next read."""
         self._is_compared = False
 
+    def keeps(self, file: StoredFile) -> bool:
+        """Tell whether it has a file open that need not be compared before it is next read."""
+        return self._kept is file and self._is_compared
+
     def close(self) -> None:
         """Let go of the file; it closes when no thread reads from it any more."""
         self._kept = None
@@ -518,14 +522,23 @@ class ShardPool:
             found.open(index_only=only == "index")
         return found
 
-    def indexed(self, shards: set[int]) -> dict[int, OpenShard]:
+    def bytes_per_sample(self) -> float:
+        """Return how many bytes of the first shard a sample takes."""
+        first = self._entries[0]
+        return first.size / max(first.samples, 1)
+
+    def indexed(self, shards: set[int], *, least: int = 2) -> dict[int, OpenShard]:
         """Return shards by their positions, with their indexes.
+
+        Args:
+            shards: positions of the shards.
+            least: how many times as many indexes the pool must keep.
 
         Returns:
             The shards whose indexes open; none if they are so many that others would be let go.
         """
         found: dict[int, OpenShard] = {}
-        for shard in shards if 2 * len(shards) <= self._most_mapped else ():
+        for shard in shards if least * len(shards) <= self._most_mapped else ():
             with suppress(ShardioError, OSError):  # which are met again when the data are read
                 found[shard] = self.get(shard, only="index")
         return found
@@ -602,6 +615,57 @@ class ShardPool:
         if self._downloads is None or self._downloads.process != os.getpid():
             self._downloads = Downloads()
         return self._downloads
+
+
+class HeldFile(NamedTuple):
+    """A shard with its file, which stays open.
+
+    Attributes:
+        shard: shard, open.
+        file: file of the shard.
+        descriptor: descriptor of the file; -1 for one that is not local.
+    """
+
+    shard: OpenShard
+    file: StoredFile
+    descriptor: int
+
+
+class HeldFiles:
+    """The files of the shards of some samples, which are asked for once, for any thread.
+
+    They are asked for again when a shard has let go of its file, or wants it compared.
+
+    Args:
+        pool: pool of the shards.
+        shards: positions of the shards in the catalog.
+
+    Attributes:
+        count: number of the shards.
+    """
+
+    def __init__(self, pool: ShardPool, shards: Sequence[int]) -> None:
+        self._pool, self._shards, self.count = pool, shards, len(shards)
+        self._held: dict[int, HeldFile] = {}
+
+    def get(self, number: int) -> HeldFile:
+        """Return a shard with its file.
+
+        Args:
+            number: number of the shard among these.
+
+        Raises:
+            IndexFileError, TarError, OSError: see OpenShard.open.
+        """
+        known = self._held.get(number)
+        if known is not None and known.shard.keeps(known.file):
+            return known
+        shard = self._pool.get(self._shards[number])
+        file = shard.file()
+        if type(file) is not LocalShard:
+            return HeldFile(shard, file, -1)
+        found = self._held[number] = HeldFile(shard, file, file.descriptor)
+        return found
 
 
 _pools: weakref.WeakSet[ShardPool] = weakref.WeakSet()

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shardio.errors import ShardioError
-from shardio.planning.epoch import References
 from shardio.reading.kinds import as_array, as_tensor
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ AT_ONCE = 16
 _LEAST = 4  # samples for which that pays
 _MOST_FAILURES = 4  # in a row; then samples are taken to be unlike each other
 
-MakeBatch = Callable[[References], "Batch"]
+MakeBatch = Callable[[slice], "Batch"]
 
 
 class Singles:
@@ -35,32 +34,37 @@ class Singles:
     def __init__(self) -> None:
         self._failures = 0
 
-    def read(self, references: References, make: MakeBatch) -> Iterator[Single | Batch]:
+    def read(self, slots: slice, make: MakeBatch) -> Iterator[Single | Batch]:
         """Yield samples, empty.
 
         Args:
-            references: samples.
+            slots: places of the samples among those that were planned.
             make: maker of an empty batch.
         """
-        for part in references.split(AT_ONCE):
-            if len(part) < _LEAST or self._failures >= _MOST_FAILURES:
-                yield from map(make, part.split(1))
+        for part in _divide(slots, AT_ONCE):
+            if part.stop - part.start < _LEAST or self._failures >= _MOST_FAILURES:
+                yield from map(make, _divide(part, 1))
                 continue
             together = Together(part, make)
             yield from together.samples()
             self._failures = 0 if together.is_whole else self._failures + 1
 
 
+def _divide(slots: slice, size: int) -> Iterator[slice]:
+    for start in range(slots.start, slots.stop, size):
+        yield slice(start, min(start + size, slots.stop))
+
+
 class Together:
     """Samples that are read together when the first of them is due.
 
     Args:
-        references: samples.
+        slots: places of the samples among those that were planned.
         make: maker of an empty batch.
     """
 
-    def __init__(self, references: References, make: MakeBatch) -> None:
-        self._references, self._make = references, make
+    def __init__(self, slots: slice, make: MakeBatch) -> None:
+        self._slots, self._make = slots, make
         self._entries: dict[str, Any] | None = None
         self._is_read = False
 
@@ -71,14 +75,14 @@ class Together:
 
     def samples(self) -> Iterator[Single]:
         """Yield the samples, empty."""
-        for at, alone in enumerate(self._references.split(1)):
+        for at, alone in enumerate(_divide(self._slots, 1)):
             yield Single(self, at, partial(self._make, alone))
 
     def take(self, at: int) -> dict[str, Any] | None:
         """Return a sample as a batch of one; None if it must be read alone."""
         if not self._is_read:
             self._is_read = True
-            batch = self._make(self._references)
+            batch = self._make(self._slots)
             with suppress(ShardioError):  # which is raised again when the bad sample is due
                 batch.fill(range(len(batch)))
                 if batch.is_sound:

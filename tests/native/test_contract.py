@@ -269,12 +269,12 @@ def compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compare:
     log = tmp_path / "taken"  # by any process
     fill = CoreChunks.fill
 
-    def watched(chunks: CoreChunks, slots: range, watch: Any) -> NDArray[np.bool_]:
-        done = fill(chunks, slots, watch)
-        keys = chunks.opened.keys[slots.start : slots.stop]
+    def watched(chunks: CoreChunks, slots: range, watch: Any) -> Sequence[int]:
+        left = fill(chunks, slots, watch)
+        done = [slot not in left for slot in slots]
         with log.open("a") as stream:
-            stream.writelines(f"{key}\n" for key in compress(keys, done.tolist()))
-        return done
+            stream.writelines(f"{key}\n" for key in compress(chunks.keys(slots), done))
+        return left
 
     def run(
         source: Path,
@@ -297,7 +297,7 @@ def compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compare:
             patch.setattr(CoreChunks, "fill", watched)
             ours = [*loader(dataset())]
         with monkeypatch.context() as patch:
-            patch.setattr("shardio.reading.batch.is_active", lambda: False)
+            patch.setattr("shardio.reading.reader.is_active", lambda: False)
             if not core_resizes:
                 patch.setattr("shardio.fields.image.resize_linear", lambda *_, **__: False)
             wanted = [*dataset()]
@@ -695,7 +695,7 @@ def test_of_files_packed_with_damage_the_core_delivers_the_same(
     """Both look at damage as far below a crop, and no further."""
     folder, read = shelf("damaged", damaged_files), []
     for is_used in (True, False):
-        monkeypatch.setattr("shardio.reading.batch.is_active", lambda used=is_used: used)
+        monkeypatch.setattr("shardio.reading.reader.is_active", lambda used=is_used: used)
         dataset: Any = shardio.ShardDataset(
             folder, transform=Edges(), batch_size=50, on_bad_sample="skip"
         )
@@ -743,9 +743,10 @@ def test_the_core_leaves_crops_that_reach_out_of_the_picture(
     taken = []
     fill = CoreChunks.fill
 
-    def watched(chunks: CoreChunks, slots: range, watch: Any) -> NDArray[np.bool_]:
-        taken.append(done := fill(chunks, slots, watch))
-        return done
+    def watched(chunks: CoreChunks, slots: range, watch: Any) -> Sequence[int]:
+        left = fill(chunks, slots, watch)
+        taken.append(len(slots) - len(left))
+        return left
 
     monkeypatch.setattr(CoreChunks, "fill", watched)
     fields = {"image": shardio.Image(kind, bits=8)}
@@ -753,4 +754,4 @@ def test_the_core_leaves_crops_that_reach_out_of_the_picture(
     with pytest.raises(Exception):  # noqa: B017, PT011  of whichever library meets it
         next(iter(dataset))
     assert taken
-    assert not np.concatenate(taken).any()
+    assert not any(taken)

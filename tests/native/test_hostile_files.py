@@ -17,7 +17,7 @@ import torch
 import shardio
 from children import in_child
 from shardio.native import is_active, status
-from shardio.reading import batch, chunks
+from shardio.reading import chunks, reader
 from shardio.testing import make_shard
 
 pytestmark = pytest.mark.skipif(not is_active(), reason=f"the native core is {status()}")
@@ -33,13 +33,13 @@ def outcome(shard: Path, transform: Any, *, core: bool, taken: list[bool]) -> An
     """Pixels of a batch, or the text of the error."""
     fill = chunks.CoreChunks.fill
 
-    def watched(*arguments: Any) -> Any:
-        done = fill(*arguments)
-        taken.append(bool(done.any()))
-        return done
+    def watched(chunk: chunks.CoreChunks, slots: range, watch: Any) -> Any:
+        left = fill(chunk, slots, watch)
+        taken.append(len(left) < len(slots))
+        return left
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "is_active", lambda: core)
+        patch.setattr(reader, "is_active", lambda: core)
         patch.setattr(chunks.CoreChunks, "fill", watched)
         fields = {"image": shardio.Image("jpg", bits=8)}
         dataset: Any = shardio.ShardDataset(

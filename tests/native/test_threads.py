@@ -54,7 +54,7 @@ def test_a_chunk_of_samples_takes_the_lock_once(photos: Path) -> None:
     count_calls(shardio.Loader(dataset, threads=2))  # which opens the shards
     loader = shardio.Loader(dataset, threads=2)
     calls = count_calls(loader)
-    assert calls["fill"] <= 2 * len(loader)  # chunks of 16 samples
+    assert calls["fill"] <= 2 * len(loader)  # chunks of 16 samples at first, then of 32
     del calls["fill"]
     assert calls.total() <= 2 * 4  # of indexes and shards that are opened, and none a sample
 

@@ -133,12 +133,10 @@ def test_a_step_in_the_thread_that_reads_is_no_stage_of_reading(packed: Path) ->
         for _ in seen:
             sum(range(2_000_000))
         spent = time.thread_time() - spent
-    evidence, stages = seen.evidence, seen.evidence.stages
+    stages = seen.evidence.stages
     assert stages is not None
-    assert stages.outside < 0.2 * spent * 1e6 / 600
+    assert stages.outside < 0.1 * spent * 1e6 / 600
     assert stages.waiting > 0.5 * spent * 1e6 / 600
-    judged = judge(replace(evidence, starting=0.0, waiting=0.5))
-    assert "planning batches" not in judged.short
 
 
 def test_cpu_time_beside_the_stages_of_the_native_core_is_not_that_of_reading() -> None:

@@ -39,7 +39,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def alone(dataset: shardio.ShardDataset, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     with monkeypatch.context() as patch:
-        patch.setattr("shardio.reading.batch.is_active", lambda: False)
+        patch.setattr("shardio.reading.reader.is_active", lambda: False)
         return [*dataset.replace()]
 
 

@@ -261,13 +261,14 @@ enum { FIELDS = 3, SAMPLES = 2, ROLES = 2 };
 
 static struct field made_field(struct input *input, uint8_t **prefix) {
   static const int32_t channels[] = {1, 3, 4};
-  struct field field = {.kind = number(input, 0, 3), .role = number(input, 0, ROLES - 1)};
+  struct field field = {.kind = number(input, 0, 4), .role = number(input, 0, ROLES - 1)};
   field.max_pixels = number(input, 0, 9) ? MOST_PIXELS : 100;
   field.leads = number(input, 0, 1);
   field.channels = field.kind == PICTURE ? channels[number(input, 0, 2)] : 1;
   field.height = number(input, 1, 40);
   field.width = number(input, 1, 70);
   field.stride = (int64_t)field.height * field.width * field.channels;
+  if (field.kind == NUMBER) field.stride = sizeof(int64_t);
   field.prefix_size = field.kind == ROW ? number(input, 0, 4) : 0;
   field.prefix = *prefix = copied(input->bytes, (size_t)field.prefix_size < input->left
                                                     ? (size_t)field.prefix_size
@@ -303,9 +304,10 @@ static struct view made_view(struct input *input, const int32_t *size, const str
 }
 
 static void fuzz_fill(struct input input) {
-  struct samples all = {.count = SAMPLES, .num_fields = number(&input, 1, FIELDS)};
+  struct samples all = {.length = SAMPLES, .num_fields = number(&input, 1, FIELDS)};
   enum { CELLS = FIELDS * SAMPLES };
-  int64_t firsts[CELLS], offsets[CELLS], sizes[CELLS], times[3] = {0};
+  int64_t firsts[CELLS], offsets[CELLS], sizes[CELLS];
+  struct totals totals = {0};
   uint32_t checksums[CELLS], headers[CELLS];
   uint8_t status[SAMPLES] = {DONE, DONE}, *prefixes[FIELDS];
   int32_t files[SAMPLES], found[SAMPLES * 3];
@@ -353,7 +355,7 @@ static void fuzz_fill(struct input input) {
         views[fields[field].role * SAMPLES + each] =
             made_view(&choices, found + 3 * each, &fields[field]);
   }
-  shardio_fill(worker, &all, 0, SAMPLES, times);
+  shardio_fill(worker, &all, 0, SAMPLES, &totals);
   shardio_worker_free(worker);
   for (int64_t field = 0; field < all.num_fields; field++) {
     free(fields[field].out);
