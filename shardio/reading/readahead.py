@@ -2,9 +2,9 @@
 
 Storage is often a network file system, where each request costs tens of milliseconds but many may
 be under way. Entering a window asks for its shards and for those of the next one, whole, in
-requests of the size that the kernel grants; samples are then picked from memory. Until that has
-been asked for, and wherever reading turns out to be slow, the samples of each batch are asked for
-beside it, all at once, so that the first batch waits for a few requests and not for a window.
+requests of the size that the kernel grants; samples are then picked from memory. At first, and
+wherever reading turns out to be slow, the samples of each batch and of some batches after it are
+asked for beside it, all at once, so that a batch waits for a few requests and not for a window.
 
 Asking only starts requests, and happens in threads of its own. The workers share the asking. Of a
 shard that two streams share, each asks for its own part. What goes wrong here is left to the
@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -43,6 +44,8 @@ from shardio.storage.shard_cache import NextUse
 _PIECE = 128 << 10  # bytes; of one larger request Linux reads no more, unless it is set to
 _OPENERS = 32  # shards that open at once, and their indexes
 _SLOW_READ = 200_000  # ns for a sample; from memory it takes a tenth
+_SURELY_QUICK = 64  # batches in a row: those that are asked for come quickly from any storage
+_LATER = 4  # batches after one that are asked for with it
 _LONGEST_ASKING = 1.0  # seconds that the first batch waits for its samples to be asked for
 _LONGEST_FIRST = 1.0  # seconds that shards of stores wait for the first batch
 _POLL = 0.005  # seconds between looks at what has been read
@@ -77,6 +80,8 @@ class ReadAhead:
         self._remote = pool.remote_keys()
         self._stored = set(self._remote.values())
         self._batches_asked = 0
+        self._asked_to = -1  # last position of the epoch whose sample was asked for
+        self._quick = _SURELY_QUICK  # batches in a row that came quickly
         self._orders = orders
         self._samples = samples
         self._pool = pool
@@ -105,18 +110,32 @@ class ReadAhead:
         if self._current and self._remote:
             self._fetch()
 
-    def enter(self, references: References) -> None:
-        """Ask for what a batch needs, and for its windows and the windows after them."""
-        entered = {} if not self._orders else self._enter_windows(references)
-        first, read = self._fetches_ranges, self._times.samples + len(references.shards)
-        if self._may_be_slow(len(references)) or first:
+    def enter(self, planned: References, slots: slice) -> None:
+        """Ask for what a batch needs, and for its windows and the windows after them.
+
+        Args:
+            planned: samples of the batch, and of others after it.
+            slots: those of the batch.
+        """
+        count = slots.stop - slots.start
+        entered = {} if not self._orders else self._enter_windows(planned.part(slots))
+        first, read = self._fetches_ranges, self._times.samples + count
+        if self._may_be_slow(count) or first:
             if self._remote and self._batches_asked == 1:
                 self._batches.submit(self._pool.wait_for_ranges)
-            batch = self._batches.submit(self._ask_for_samples, references, first)
-            if entered:
-                self._asking.submit(batch.result)  # the batch comes first
+            asked = int(np.searchsorted(planned.positions, self._asked_to, side="right"))
+            further = 0 if self._remote else _LATER * count
+            ends = slots.start, slots.stop, min(slots.stop + further, len(planned))
+            batch = [
+                self._batches.submit(self._ask_for_samples, planned.part(slice(start, end)), first)
+                for start, end in pairwise(max(end, asked) for end in ends)
+                if start < end
+            ]
+            self._asked_to = int(planned.positions[: ends[-1]].max(initial=self._asked_to))
+            if entered and batch:
+                self._asking.submit(batch[0].result)  # the batch comes first
             if first and not self._batches_asked:
-                wait([batch], _LONGEST_ASKING)  # or readers would ask for the same, one by one
+                wait(batch, _LONGEST_ASKING)  # or readers would ask for the same, one by one
         if self._remote and not self._batches_asked:
             self._pool.hold()
             self._opening.submit(self._go_on_after, read)
@@ -223,10 +242,14 @@ class ReadAhead:
         """
         (read, samples), now = self._seen, time.perf_counter_ns()
         new = self._times.samples - samples
-        if not new:
-            return samples == self._began or now - self._progressed > _SLOW_READ * count
-        self._seen, self._progressed = (self._times.read, self._times.samples), now
-        return self._seen[0] - read > _SLOW_READ * new
+        if not new and samples == self._began:
+            return True
+        is_slow = now - self._progressed > _SLOW_READ * count
+        if new:
+            self._seen, self._progressed = (self._times.read, self._times.samples), now
+            is_slow = self._seen[0] - read > _SLOW_READ * new
+        self._quick = 0 if is_slow else self._quick + 1
+        return self._quick < _SURELY_QUICK
 
     def _ask_for_window(self, runs: Runs) -> None:
         """Ask for the data of shards that are not of a store."""

@@ -122,7 +122,7 @@ class SampleReader:
         for count in map(len, batches):
             slots, end = slice(end, end + count), end + count
             if ahead is not None:
-                ahead.enter(found.references.part(slots))
+                ahead.enter(found.references, slots)
             make = partial(self._batch, key, fill, fill_many, found)
             yield from self._parts(slots, make, alone=alone)
 

@@ -132,7 +132,7 @@ def test_workers_share_the_asking(packed: Path, asked: list[tuple[str, int, int]
         pool = ShardPool(dataset.catalog.shards)
         ahead = ReadAhead(plan.orders, dataset.samples, pool, (worker, 3), dataset.times)
         with closing(ahead):
-            ahead.enter(references)
+            ahead.enter(references, slice(0, len(references)))
             wait_until(lambda: len(whole(asked)) >= 2 + (worker < 2))  # noqa: B023  at once
         shares.append(whole(asked))
     assert [len(names) for names in shares] == [3, 3, 2]
@@ -142,17 +142,20 @@ def test_workers_share_the_asking(packed: Path, asked: list[tuple[str, int, int]
 def test_batches_are_asked_for_until_reading_is_known_to_be_fast(
     packed: Path, asked: list[tuple[str, int, int]]
 ) -> None:
-    dataset = shardio.ShardDataset(packed, batch_size=20)
+    """Each with four after it; batches that were asked for come quickly, which tells little."""
+    dataset = shardio.ShardDataset(packed, batch_size=2)
     plan, times = dataset.plan(0), StageTimes()
-    references = plan.references(plan.share([0], 0, 1))
+    planned = plan.references(plan.share(range(200), 0, 1))
     pool = ShardPool(dataset.catalog.shards)
     with closing(ReadAhead([], dataset.samples, pool, (0, 1), times)) as ahead:
-        for microseconds, expected in [(None, 20), (50, 20), (1000, 40), (50, 40)]:
-            if microseconds is not None:
-                times.add(StageTimes(samples=20, read=20 * microseconds * 1000))
-            ahead.enter(references)
-            wait_until(lambda: len(asked) >= expected)  # noqa: B023  at once
-    assert len(asked) == 40
+        for step in range(190):
+            if step:
+                of_a_sample = 1_000_000 if step == 2 else 50_000
+                times.add(StageTimes(samples=2, read=2 * of_a_sample))
+            ahead.enter(planned, slice(2 * step, 2 * step + 2))
+            last = min(max(step, 2) + 5, 2 + 64 + 4) if step > 1 else 5
+            wait_until(lambda: len(asked) >= 2 * last)  # noqa: B023  at once
+    assert len(asked) == 2 * (2 + 64 + 4)
 
 
 @pytest.mark.usefixtures("python_path")
@@ -169,7 +172,7 @@ def test_where_reading_is_slow_each_batch_is_asked_for(
     steps = iter(shardio.ShardDataset(packed, shuffle="full", batch_size=20))
     next(steps)
     next(steps)
-    wait_until(lambda: len(asked) == 40)
+    wait_until(lambda: len(asked) == 60)  # the second one with one after it
     assert not whole(asked)
 
 
@@ -213,7 +216,7 @@ def test_pads_of_the_first_window_do_not_fetch_it_again() -> None:
     with closing(ReadAhead(plan.orders, samples, pool, (0, 1), StageTimes())) as ahead:
         for step in range(plan.num_steps):
             references = plan.references(plan.share([step], 4, 5))
-            ahead.enter(references)
+            ahead.enter(references, slice(0, len(references)))
         assert references.shards.tolist() == [0]
         assert not references.valid.any()
         ahead.finish()
