@@ -174,12 +174,12 @@ struct view {
  * tables: from one row of places and views to the next there are n elements. */
 struct samples {
   int64_t length, num_fields; /* n, F */
-  const int32_t *files;                      /* descriptors */
+  const int32_t *files;                      /* descriptor for each sample of the batch */
   const int64_t *firsts, *offsets, *sizes;   /* [F, n] of headers, data, and bytes of data */
   const uint32_t *checksums, *headers;       /* [F, n] CRC-32 of data and of headers, or NULL */
   const struct view *views;                  /* [R, n] */
   const struct field *fields;                /* [F] */
-  uint8_t *status; /* DONE for those to read; what became of them */
+  uint8_t *status; /* for each sample of the batch: DONE to read it; what became of it */
 };
 
 struct worker; /* what one thread needs */
@@ -188,14 +188,15 @@ EXPORTED struct worker *shardio_worker_new(void);
 EXPORTED void shardio_worker_free(struct worker *worker);
 
 /* Reads the headers of the pictures in a field of the samples [start, stop) whose status is DONE.
- * sizes, [n, 3], gets height and width as shown, and orientation; 0 for what the core does not take. */
+ * sizes, [samples of the batch, 3], gets height and width as shown, and orientation; 0 for what the
+ * core does not take. */
 EXPORTED void shardio_probe(struct worker *worker, const struct samples *samples, int64_t field,
                             int64_t start, int64_t stop, int32_t *sizes);
 
 /* What was done in a call of shardio_fill. */
 struct totals {
   int64_t read, decode, resize; /* nanoseconds */
-  int64_t samples, bytes;       /* that are in their slots, and of all their fields */
+  int64_t samples, bytes;       /* samples put into their slots, and bytes of all their fields */
 };
 
 /* Reads, verifies and decodes the samples [start, stop) whose status is DONE, and adds to totals. */

@@ -42,7 +42,7 @@ class CoreField:
 
     Attributes:
         kind: kind of the field.
-        out: uint8 [B, …], slots of the batch.
+        out: slots of the batch, uint8 [B, …]; of a NUMBER int64 [B].
         role: row of the views that is for it.
         leads: whether those views have the orientation of its pictures.
         prefix: first bytes that all members share and that are not copied, of a ROW.
@@ -50,7 +50,7 @@ class CoreField:
     """
 
     kind: int
-    out: NDArray[np.uint8]
+    out: NDArray[Any]
     role: int = 0
     leads: bool = False
     prefix: bytes = b""
@@ -88,7 +88,7 @@ class _Samples(ctypes.Structure):
 
 
 class Totals(ctypes.Structure):
-    """What the core has done: time in ns by stage, and samples in their slots."""
+    """What a call of the core did: ns by stage, samples put into their slots, and their bytes."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64) for name in ("read", "decode", "resize", "samples", "bytes")
@@ -117,8 +117,8 @@ class SampleTable:
         files: descriptors of the samples' shards, int32 [B], open as long as the table is in use.
         places: firsts, offsets and sizes, int64 [F, B]; checksums and headers, uint32 [F, B], or
             None where they are not known.
-        views: int32 [R, B, V], by the names of VIEW. The arrays of places and views may be those
-            columns of longer tables, all of one length.
+        views: int32 [R, B, V], by the names of VIEW. All arrays of places and views may be the
+            same columns of longer tables.
         fields: form that each of the F fields takes in the batch.
         status: uint8 [B]; DONE for those to read, anything else for those to leave.
 

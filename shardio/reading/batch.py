@@ -1,8 +1,4 @@
-"""Batches: what reads the samples of a plan, and a batch while its slots are filled.
-
-`SampleReader.read` is the whole read pipe in one function, for every loop of every dataset: from
-the plan to references, bytes and fields, straight into the slots of a batch. Threads fill the slots
-in any order, each once.
+"""Batches while their slots are filled, by threads in any order, each slot once.
 
 A sample that cannot be delivered raises an error that names it, or, under the user's policy, is
 replaced, marked as not valid and counted, so that steps stay as planned. So is a sample whose
@@ -17,7 +13,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,13 +39,10 @@ from shardio.reading.columns import Column, InPlace, RowColumn, Slots, Stack
 from shardio.reading.delivery import Delivery
 from shardio.reading.gather import Gathered
 from shardio.reading.geometry import Choices, Known, Views, describe_crops
-from shardio.reading.lookup import LEAST_SAMPLES, Lookup
+from shardio.reading.lookup import Lookup
 from shardio.reading.mapping import MappedEntries
 from shardio.reading.shards import FieldBytes, OpenShard
 from shardio.reading.times import Stopwatch
-
-if TYPE_CHECKING:
-    pass
 
 _MANY = 4  # misfits that, if they are half of a batch, are the fault of the setup
 _ROWS = 1024  # samples gathered by one task
@@ -349,7 +342,7 @@ class Batch:
         with self._lock:
             if self._known is None:
                 known, tables = self._look_up()
-                if core is not None and tables is not None and len(self) >= LEAST_SAMPLES:
+                if core is not None and tables is not None:
                     self._chunks = core.begin(tables, [*self._columns.values()])
                 self._known = known
             return self._chunks

@@ -1,9 +1,9 @@
 """Chunks of samples that the native core reads and decodes, straight into the slots of a batch.
 
-What a batch's samples are, where their fields lie and how their pictures are shown is put into
-tables once, for all of its slots; then each thread hands slots to the core, which takes them
-without the interpreter's lock. It reads all fields of a sample. Pictures, masks and arrays it puts
-into their slots; of other fields it hands over the bytes, which their types decode as ever.
+A batch has its part of the tables of shardio.reading.tables. Each thread hands slots to the core,
+which fills them without the interpreter's lock. It reads all fields of a sample. Pictures, masks,
+arrays and class numbers it puts into their slots; of other fields it hands over the bytes, which
+their types decode as ever.
 
 The core takes what is common: local shards, and crops that can be chosen for many pictures at once.
 Where the indexes do not have their sizes, the core reads their headers first. Whatever it does not
@@ -45,9 +45,6 @@ from shardio.reading.times import Stopwatch
 if TYPE_CHECKING:
     from shardio.reading.columns import Column, Slots
 
-LEAST_SAMPLES = 4
-"""Samples of a batch for which tables are worth making."""
-_MOST_SHARDS = 64  # of a batch: their files stay open while it is filled
 _MOST_ROOM = 1 << 24  # bytes of fields that the core hands over
 _CHUNK_BYTES = 1 << 22  # that one task reads
 _MOST_IN_PYTHON, _MOST_CHUNK = 16, 512
@@ -65,16 +62,16 @@ def chunk_of(size: float, most: int = _MOST_IN_PYTHON) -> int:
 
 
 class CoreReader:
-    """Makes the tables of batches.
+    """Decides what the core makes of the fields of a batch.
 
     Args:
         entries: alternatives of each entry.
         types: types of the alternatives of each entry, by field name.
         geometry: chooser of the views of a sample.
-        chunk: number of samples that one task takes before their sizes are known.
+        chunk: number of samples that one task takes in Python, and before their sizes are known.
 
     Attributes:
-        chunk: number of samples that one task best takes, as far as the batches so far tell.
+        chunk: number of samples that one task best takes, by the sizes of the latest batch.
     """
 
     def __init__(
@@ -99,14 +96,15 @@ class CoreReader:
         Raises:
             IndexFileError, TarError, OSError: a shard cannot be opened.
         """
-        samples, size = len(tables.which), int(tables.located.sums.sum())
-        self.chunk = chunk_of(size / samples, _MOST_CHUNK)
+        size = int(tables.located.sums.sum()) / len(tables.which)
+        self.chunk = chunk_of(size)
         fields = [self._field(entry, column, tables) for entry, column in enumerate(columns)]
         if any(field is None for field in fields):
             return None
         made = [cast("CoreField", field) for field in fields]
         if all(field.kind in (BYTES, NUMBER) for field in made):
             return None
+        self.chunk = chunk_of(size, _MOST_CHUNK)
         return CoreChunks(Opened(tables), made)
 
     def _field(self, entry: int, column: Any, tables: SampleTables) -> CoreField | None:

@@ -50,7 +50,8 @@ from shardio.reading.times import Stopwatch
 Types = Mapping[str, FieldType]
 """The types of an entry's alternatives, by field name."""
 Slots = NDArray[np.int64] | slice
-_NOTHING = torch.empty(0)
+"""Slots of a batch, int64 [n] or a slice."""
+_NOTHING = torch.empty(0)  # before there is a batch; never written to
 
 
 class Column(Protocol):
@@ -471,7 +472,7 @@ class NumbersInRows(Numbers):
     """Numbers of which many may be decoded at once."""
 
     def slots_for(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
-        """Return all slots, for numbers put there directly; see Arrays."""
+        """Return all slots, for numbers put there directly; None for another shape or dtype."""
         return self._numbers if (shape, dtype) == (self._shape, self.dtype) else None
 
     def place_rows(self, slots: Slots, rows: Rows) -> bool:

@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 
 _NO_ARGUMENTS = frozenset({"self", "source", "__class__"})
 _TRANSFORMS = 3
-_MOST_PLANNED, _FIRST_ALONE = 4096, 64  # samples planned at once; single ones, when they begin
+_MOST_PLANNED, _ALONE = 4096, 64  # samples planned at once; of single ones, asked for at once
 
 
 class ShardDataset(ResumableDataset):
@@ -509,8 +509,9 @@ class ShardDataset(ResumableDataset):
         ahead = self.read_ahead(plan.orders, pool, epoch)
         try:
             asked = ahead if len(steps) > 1 else None
-            for some in in_growing_parts(steps, _FIRST_ALONE if alone else 1, most):
-                batches = [share_of(some)] if alone else [share_of([step]) for step in some]
+            for some in in_growing_parts(steps, _ALONE if alone else 1, most):
+                each = _ALONE if alone else 1  # steps of which samples are read together
+                batches = [share_of(some[at : at + each]) for at in range(0, len(some), each)]
                 reader = reader_of(plan.bucket_of(batches[0]))
                 yield from reader.read(plan, batches, key, asked, alone=alone)
             ahead.finish()

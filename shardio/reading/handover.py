@@ -95,7 +95,7 @@ class Recycler:
             memory = free.pop()
         except IndexError:
             memory = self._new(size, entry, shape[0])
-        is_plain = dtype is torch.uint8  # of which no call of torch has to make a view
+        is_plain = dtype is torch.uint8  # NumPy's reshape is faster than two views of torch
         loan = memory.reshape(shape) if is_plain else memory[:]
         ending = weakref.finalize(loan, free.append, memory)
         ending.atexit = False  # type: ignore[misc]  # typeshed takes it for read-only

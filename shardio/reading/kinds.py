@@ -158,7 +158,7 @@ def as_array(value: torch.Tensor) -> NDArray[Any]:
     bits = BITS.get(value.dtype)
     found: NDArray[Any]
     if bits is None:
-        with suppress(TypeError, ValueError, RuntimeError):  # of one that is more than its numbers
+        with suppress(TypeError, ValueError, RuntimeError):  # of gradients, devices, or conjugates
             found = value.numpy()
             return found
     try:

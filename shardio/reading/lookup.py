@@ -1,4 +1,8 @@
-"""What the indexes say of the samples of several batches, looked up when the first is filled."""
+"""What the indexes say of the samples of several batches, looked up when the first is filled.
+
+NumPy's calls cost about the same for one batch as for many. Where the joint look-up fails, as a
+shard of one batch is at fault, each batch is looked up alone.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,9 @@ from shardio.reading.geometry import Known, SampleGeometry
 from shardio.reading.shards import Entries, ShardPool
 from shardio.reading.tables import SampleTables, ViewTable, make_tables
 
-_MOST_SHARDS = 64  # of a batch: their files stay open while it is filled
+_MOST_SHARDS = 64  # of what is looked up at once: their files stay open while a batch is filled
 _SEVERAL = 16  # samples whose crops are chosen at once; fewer are faster one by one
-LEAST_SAMPLES = 4
-"""Samples of a batch for which the core's tables are worth making."""
+_LEAST_SAMPLES = 4  # of a batch for which the core is worth calling
 
 
 class Lookup(NamedTuple):
@@ -35,11 +38,12 @@ class Lookup(NamedTuple):
     def part(self, slots: slice) -> Lookup:
         """Return what is said of some of the samples."""
         known = [each.part(slots) for each in self.known]
-        return Lookup(known, self.tables and self.tables.part(slots))
+        is_for_core = self.tables is not None and slots.stop - slots.start >= _LEAST_SAMPLES
+        return Lookup(known, self.tables.part(slots) if self.tables and is_for_core else None)
 
 
 class Finder:
-    """Looks samples up.
+    """Looks up samples in the indexes of their shards.
 
     Args:
         pool: shards of the dataset.
@@ -72,21 +76,21 @@ class Finder:
         Args:
             references: samples.
             uniforms: their random numbers, float64 [B, draws].
-            is_batch: whether they are one batch, whose faults are raised.
+            is_batch: whether they are one batch; of several a fault gives None.
 
         Returns:
-            What is found; None for samples of more than a batch that are not all looked up.
+            What is found; None if they are of several batches and each must be looked up alone.
 
         Raises:
             IndexFileError, TarError, OSError: an index cannot be opened.
         """
-        least = LEAST_SAMPLES if self._for_core else _SEVERAL
+        least = _LEAST_SAMPLES if self._for_core else _SEVERAL
         if len(references) < least or not (self._for_core or self._geometry.knows_sizes):
             return Lookup()
         numbers = {*references.shards.tolist()}
         if len(numbers) > _MOST_SHARDS:
             return Lookup() if is_batch else None
-        shards = self._pool.indexed(numbers, least=2 if is_batch else 4)
+        shards = self._pool.indexed(numbers, room=2 if is_batch else 4)
         if len(shards) < len(numbers):
             if not is_batch:
                 return None
@@ -97,17 +101,16 @@ class Finder:
             return Lookup(known)
         views = ViewTable(known, uniforms, self._geometry, reduced=self._reduced)
         tables = make_tables(self._pool, shards, references, views, self._entries, self._strict)
+        if tables is None and not is_batch:
+            return None  # the shards of each batch may be alike
         return Lookup(known, tables)
 
 
 class Lookups:
-    """The samples of batches that follow each other.
-
-    They are looked up together. Where that fails, as one of them is at fault, each batch is looked
-    up alone, so that the fault is raised with its own batch.
+    """Looks up the samples of consecutive batches together, once.
 
     Args:
-        finder: looks them up.
+        finder: what looks samples up.
         references: samples.
         uniforms: their random numbers, float64 [N, draws].
 
@@ -132,7 +135,7 @@ class Lookups:
         """
         with self._lock:
             if not self._is_tried and slots != slice(0, len(self.references)):
-                with suppress(Exception):  # of a transform, or an index; it is raised again
+                with suppress(Exception):  # whatever it is, it is raised again with its batch
                     self._all = self._finder.find(self.references, self.uniforms, is_batch=False)
             self._is_tried = True
         if self._all is not None:

@@ -4,7 +4,8 @@ Storage is often a network file system, where each request costs tens of millise
 be under way. Entering a window asks for its shards and for those of the next one, whole, in
 requests of the size that the kernel grants; samples are then picked from memory. At first, and
 wherever reading turns out to be slow, the samples of each batch and of some batches after it are
-asked for beside it, all at once, so that a batch waits for a few requests and not for a window.
+asked for beside it, all at once, so that a batch waits for a few requests and not for a window. Of
+those after it, only what is planned already: a Mix and buckets plan one batch.
 
 Asking only starts requests, and happens in threads of its own. The workers share the asking. Of a
 shard that two streams share, each asks for its own part. What goes wrong here is left to the
@@ -44,7 +45,7 @@ from shardio.storage.shard_cache import NextUse
 _PIECE = 128 << 10  # bytes; of one larger request Linux reads no more, unless it is set to
 _OPENERS = 32  # shards that open at once, and their indexes
 _SLOW_READ = 200_000  # ns for a sample; from memory it takes a tenth
-_SURELY_QUICK = 64  # batches in a row: those that are asked for come quickly from any storage
+_SURELY_QUICK = 64  # batches in a row; few prove nothing, since they had been asked for
 _LATER = 4  # batches after one that are asked for with it
 _LONGEST_ASKING = 1.0  # seconds that the first batch waits for its samples to be asked for
 _LONGEST_FIRST = 1.0  # seconds that shards of stores wait for the first batch
@@ -88,8 +89,8 @@ class ReadAhead:
         self._mine = slice(workers[0], None, workers[1])
         self._times = times
         self._seen = times.read, times.samples
-        self._began = times.samples
-        self._progressed = time.perf_counter_ns()
+        self._samples_before = times.samples
+        self._last_progress = time.perf_counter_ns()
         self._asked = [-1] * len(orders)
         self._current: dict[int, int] = {}
         self._fetched: dict[int, int] | None = None  # the current windows when it was last done
@@ -238,16 +239,16 @@ class ReadAhead:
         """Tell whether samples came slowly lately, or have not begun to come.
 
         Args:
-            count: number of samples in a batch, of which those that are read tell at the end.
+            count: number of samples in a batch; threads count them when they end a chunk.
         """
-        (read, samples), now = self._seen, time.perf_counter_ns()
-        new = self._times.samples - samples
-        if not new and samples == self._began:
+        seen, now = (self._times.read, self._times.samples), time.perf_counter_ns()
+        (read, samples), new = self._seen, seen[1] - self._seen[1]
+        if not new and samples == self._samples_before:
             return True
-        is_slow = now - self._progressed > _SLOW_READ * count
+        is_slow = now - self._last_progress > _SLOW_READ * count
         if new:
-            self._seen, self._progressed = (self._times.read, self._times.samples), now
-            is_slow = self._seen[0] - read > _SLOW_READ * new
+            self._seen, self._last_progress = seen, now
+            is_slow = seen[0] - read > _SLOW_READ * new
         self._quick = 0 if is_slow else self._quick + 1
         return self._quick < _SURELY_QUICK
 

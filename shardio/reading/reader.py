@@ -1,4 +1,4 @@
-"""What reads the samples of a plan: `SampleReader.read` is the whole read pipe in one function.
+"""Reading the samples of a plan: `SampleReader.read` is the whole read pipe in one function.
 
 Every loop of every dataset reads by it: from the plan to references, bytes and fields, straight
 into the slots of a batch. What the indexes say of the samples is looked up for several batches at
@@ -135,7 +135,7 @@ class SampleReader:
     def _parts(
         self, slots: slice, make: Callable[[slice], Batch], *, alone: bool
     ) -> Iterator[Batch | Single]:
-        """Make batches, empty."""
+        """Make the empty batch of some slots, or one for each sample."""
         if not alone:
             return iter([make(slots)])
         if self._singles is None:

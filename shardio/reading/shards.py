@@ -195,9 +195,9 @@ class OpenShard:
         """Have the file compared with what was indexed before it is next read."""
         self._is_compared = False
 
-    def keeps(self, file: StoredFile) -> bool:
-        """Tell whether it has a file open that need not be compared before it is next read."""
-        return self._kept is file and self._is_compared
+    def compared_file(self) -> StoredFile | None:
+        """Return the file, if it is open and need not be compared before it is next read."""
+        return self._kept if self._is_compared else None
 
     def close(self) -> None:
         """Let go of the file; it closes when no thread reads from it any more."""
@@ -527,18 +527,18 @@ class ShardPool:
         first = self._entries[0]
         return first.size / max(first.samples, 1)
 
-    def indexed(self, shards: set[int], *, least: int = 2) -> dict[int, OpenShard]:
+    def indexed(self, shards: set[int], *, room: int = 2) -> dict[int, OpenShard]:
         """Return shards by their positions, with their indexes.
 
         Args:
             shards: positions of the shards.
-            least: how many times as many indexes the pool must keep.
+            room: multiple of their number that the pool must have room for.
 
         Returns:
             The shards whose indexes open; none if they are so many that others would be let go.
         """
         found: dict[int, OpenShard] = {}
-        for shard in shards if least * len(shards) <= self._most_mapped else ():
+        for shard in shards if room * len(shards) <= self._most_mapped else ():
             with suppress(ShardioError, OSError):  # which are met again when the data are read
                 found[shard] = self.get(shard, only="index")
         return found
@@ -632,9 +632,10 @@ class HeldFile(NamedTuple):
 
 
 class HeldFiles:
-    """The files of the shards of some samples, which are asked for once, for any thread.
+    """Files of the shards of some samples, for any thread.
 
-    They are asked for again when a shard has let go of its file, or wants it compared.
+    The pool is asked for a shard once, and again when the shard has let go of its file or wants it
+    compared.
 
     Args:
         pool: pool of the shards.
@@ -646,7 +647,7 @@ class HeldFiles:
 
     def __init__(self, pool: ShardPool, shards: Sequence[int]) -> None:
         self._pool, self._shards, self.count = pool, shards, len(shards)
-        self._held: dict[int, HeldFile] = {}
+        self._known: dict[int, OpenShard] = {}
 
     def get(self, number: int) -> HeldFile:
         """Return a shard with its file.
@@ -657,15 +658,13 @@ class HeldFiles:
         Raises:
             IndexFileError, TarError, OSError: see OpenShard.open.
         """
-        known = self._held.get(number)
-        if known is not None and known.shard.keeps(known.file):
-            return known
-        shard = self._pool.get(self._shards[number])
-        file = shard.file()
-        if type(file) is not LocalShard:
-            return HeldFile(shard, file, -1)
-        found = self._held[number] = HeldFile(shard, file, file.descriptor)
-        return found
+        shard = self._known.get(number)
+        file = shard and shard.compared_file()
+        if shard is None or type(file) is not LocalShard:
+            shard = self._known[number] = self._pool.get(self._shards[number])
+            file = shard.file()
+        descriptor = file.descriptor if type(file) is LocalShard else -1
+        return HeldFile(shard, file, descriptor)
 
 
 _pools: weakref.WeakSet[ShardPool] = weakref.WeakSet()

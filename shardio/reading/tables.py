@@ -86,7 +86,7 @@ def make_tables(
     """
     numbers = sorted(shards)
     which = np.searchsorted(numbers, references.shards)
-    order = np.argsort(which.astype(np.uint8), kind="stable")  # a radix sort
+    order = np.argsort(which.astype(np.uint16), kind="stable")  # a radix sort
     ends = np.searchsorted(which[order], range(len(numbers) + 1)).tolist()
     slots = [order[start:end] for start, end in pairwise(ends)]
     groups = [
@@ -136,7 +136,7 @@ def _locate(
         rows[entry] = start + present.argmax(axis=0)
     used: Sequence[Sequence[str]] = entries
     if len(names) != len(rows):
-        used = [[names[row] for row in sorted({*of_entry})] for of_entry in rows.tolist()]
+        used = [_used(names, of_entry) for of_entry in rows]
         found = found.each(lambda array: array[rows, np.arange(len(back))])
     return Located(found, names, rows, used, found.sizes.sum(axis=0), fit)
 
@@ -148,7 +148,7 @@ class Located(NamedTuple):
         places: places of the alternative that fills each entry.
         names: names of all alternatives, entry by entry.
         rows: int64 [F, B], number of the alternative among the names.
-        used: names of the alternatives that fill each entry of any sample.
+        used: names of the alternatives that fill each entry of the samples.
         sums: int64 [B], bytes of all entries of a sample.
         fit: bool [B], whether a sample has all entries.
     """
@@ -163,12 +163,20 @@ class Located(NamedTuple):
     def part(self, slots: slice) -> Located:
         """Return the places of some of the samples."""
         places = self.places.each(itemgetter((slice(None), slots)))
-        sums, fit = self.sums[slots], self.fit[slots]
-        return Located(places, self.names, self.rows[:, slots], self.used, sums, fit)
+        rows, sums, fit = self.rows[:, slots], self.sums[slots], self.fit[slots]
+        used = [
+            names if len(names) == 1 else _used(self.names, of_entry)
+            for names, of_entry in zip(self.used, rows, strict=True)
+        ]
+        return Located(places, self.names, rows, used, sums, fit)
 
     def name(self, entry: int, slot: int) -> str:
         """Return the name of the field that fills an entry of a sample."""
         return self.names[int(self.rows[entry, slot])]
+
+
+def _used(names: Sequence[str], rows: NDArray[np.int64]) -> list[str]:
+    return [names[row] for row in sorted({*rows.tolist()})]
 
 
 class ViewTable:
@@ -209,7 +217,7 @@ class ViewTable:
         self._is_whole = bool(self._are_known.all())
 
     def part(self, slots: slice) -> ViewTable:
-        """Return the table of some of the samples; both show what either is told."""
+        """Return the table of some of the samples, in the same memory."""
         part = copy(self)
         part.rows, part._uniforms = self.rows[:, slots], self._uniforms[slots]
         part._are_known, part._have_margin = self._are_known[:, slots], self._have_margin[slots]

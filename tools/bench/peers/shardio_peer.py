@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-import shardio
 from peers.common import Batch, be_busy, random_crop
+from shardio import Loader, RandomResizedCrop, ShardDataset
 from shardio.native import is_active
 from shardio.packing.pack import pack
 from workloads import CORES_USED, SHARDS, Workload
@@ -22,7 +22,7 @@ def prepare(images: Path, out: Path, workload: Workload) -> None:
 
 
 def thread_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
-    return deliver(shardio.Loader(open_dataset(out, workload, repeats), threads=CORES_USED))
+    return deliver(Loader(open_dataset(out, workload, repeats), threads=CORES_USED))
 
 
 def python_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
@@ -34,7 +34,7 @@ def python_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batc
 
 def all_pixel_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
     dataset = open_dataset(out, workload, repeats).replace(reduced_decoding=False)
-    return deliver(shardio.Loader(dataset, threads=CORES_USED))
+    return deliver(Loader(dataset, threads=CORES_USED))
 
 
 def worker_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batch]:
@@ -44,13 +44,13 @@ def worker_batches(out: Path, workload: Workload, repeats: int) -> Iterator[Batc
 
 def open_dataset(
     out: Path | str, workload: Workload, repeats: int = 1, **options: Any
-) -> shardio.ShardDataset:
+) -> ShardDataset:
     transform: Any = None
     if workload.busy:
         transform = BusyCrop(workload.size)
     elif workload.crop:
-        transform = shardio.RandomResizedCrop(workload.size)
-    return shardio.ShardDataset(
+        transform = RandomResizedCrop(workload.size)
+    return ShardDataset(
         [out] * repeats,
         shuffle=True,
         transform=transform,
