@@ -109,7 +109,7 @@ _DAMAGED = (
 class MappedFile(NamedTuple):
     """An index file, as it was when it was mapped."""
 
-    path: Path
+    path: str
     inode: tuple[int, int]
     state: tuple[int, str]
 
@@ -121,7 +121,7 @@ class MappedFile(NamedTuple):
             OSError: it cannot be looked at.
         """
         try:
-            status = self.path.stat()
+            status = os.stat(self.path)  # noqa: PTH116  a Path takes longer
         except FileNotFoundError:
             return
         if _inode_of(status) == self.inode and _state_of(status) != self.state:
@@ -135,7 +135,7 @@ class MappedFile(NamedTuple):
 
 
 def _mapped_file(file: LocalShard) -> MappedFile:
-    return MappedFile(Path(file.name), _inode_of(file.status()), (file.size, file.version))
+    return MappedFile(file.name, _inode_of(file.status()), (file.size, file.version))
 
 
 def _inode_of(status: os.stat_result) -> tuple[int, int]:

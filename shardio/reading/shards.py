@@ -195,9 +195,16 @@ class OpenShard:
         """Have the file compared with what was indexed before it is next read."""
         self._is_compared = False
 
-    def compared_file(self) -> StoredFile | None:
-        """Return the file, if it is open and need not be compared before it is next read."""
-        return self._kept if self._is_compared else None
+    def open_local_file(self) -> LocalShard | None:
+        """Return the file, if it is a local one that is open and need not be compared.
+
+        Raises:
+            IndexFileError, OSError: the index was changed since it was opened.
+        """
+        if self.index.file is not None:
+            self.index.file.verify_unchanged()
+        file = self._kept
+        return file if type(file) is LocalShard and self._is_compared else None
 
     def close(self) -> None:
         """Let go of the file; it closes when no thread reads from it any more."""
@@ -659,12 +666,11 @@ class HeldFiles:
             IndexFileError, TarError, OSError: see OpenShard.open.
         """
         shard = self._known.get(number)
-        file = shard and shard.compared_file()
-        if shard is None or type(file) is not LocalShard:
+        file: StoredFile | None = None if shard is None else shard.open_local_file()
+        if shard is None or file is None:
             shard = self._known[number] = self._pool.get(self._shards[number])
             file = shard.file()
-        descriptor = file.descriptor if type(file) is LocalShard else -1
-        return HeldFile(shard, file, descriptor)
+        return HeldFile(shard, file, file.descriptor if type(file) is LocalShard else -1)
 
 
 _pools: weakref.WeakSet[ShardPool] = weakref.WeakSet()

@@ -18,6 +18,7 @@ import shardio
 from shardio.native import status
 from shardio.planning.order import uniform_numbers
 from shardio.reading.chunks import CoreChunks
+from shardio.reading.readahead import ReadAhead
 from shardio.testing import make_images
 
 needs_core = pytest.mark.skipif(not status().active, reason=f"the native core is {status()}")
@@ -148,7 +149,11 @@ def test_a_fault_of_a_transform_comes_with_its_own_batch(photos: Path) -> None:
         next(loop)
 
 
-def test_a_shard_that_goes_is_missed_by_its_own_batch(photos: Path, tmp_path: Path) -> None:
+def test_a_shard_that_goes_is_missed_by_its_own_batch(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReadAhead, "_ask_for_samples", lambda *_: None)  # which opens shards
+    monkeypatch.setattr(ReadAhead, "_ask_for_window", lambda *_: None)
     shutil.copytree(photos, tmp_path / "out")
     dataset = shardio.ShardDataset(
         tmp_path / "out", transform=shardio.CenterCrop(5, resize=6), batch_size=10, shuffle=False
@@ -160,3 +165,25 @@ def test_a_shard_that_goes_is_missed_by_its_own_batch(photos: Path, tmp_path: Pa
     assert torch.cat([batch["label"] for batch in found]).tolist() == [0] * 40 + [1] * 20
     with pytest.raises(shardio.TarError, match=r"shard-000003\.tar"):
         next(loop)
+
+
+def test_an_index_that_is_overwritten_is_missed_by_the_next_batch(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be read through its map, where a file cut short ends the process."""
+    monkeypatch.setattr("shardio.indexing.shard_index._MOST_READ", 0)
+    shutil.copytree(photos, tmp_path / "out")
+    dataset = shardio.ShardDataset(
+        tmp_path / "out",
+        transform=shardio.CenterCrop(5, resize=6),
+        batch_size=8,
+        shuffle=True,
+        map=lambda sample: {**sample},
+    )
+    loop = iter(dataset)
+    assert len([next(loop) for _ in range(4)]) == 4
+    index = tmp_path / "out" / "index" / "shard-000000.tar.idx"
+    content = index.read_bytes()
+    index.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(shardio.IndexFileError, match=r"shard-000000\.tar\.idx"):
+        [next(loop) for _ in range(2)]
