@@ -95,7 +95,9 @@ class Finder:
             if not is_batch:
                 return None
             if self._for_core:
-                shards = {number: self._pool.get(number, only="index") for number in numbers}
+                shards = {
+                    number: self._pool.get(number, only="index") for number in sorted(numbers)
+                }
         known = self._geometry.know(shards, references, uniforms)
         if not self._for_core:
             return Lookup(known)
