@@ -184,7 +184,7 @@ def test_a_slow_step_is_told_from_a_slow_loader(packed: Path) -> None:
 
 
 def test_what_threads_waited_for_is_printed(packed: Path) -> None:
-    with monitor(shardio.Loader(dataset(packed), threads=2), live=False) as seen:
+    with monitor(shardio.Loader(dataset(packed), threads=2), live=False, budget=1.0) as seen:
         for _ in seen:
             time.sleep(0.005)  # so that the threads have not made all batches before the first ones
     said = str(seen).replace("\n", " ")
