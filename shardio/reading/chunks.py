@@ -204,17 +204,17 @@ class Opened:
     def __init__(self, tables: SampleTables) -> None:
         self.tables, self._which, self._files = tables, tables.which, tables.files
         found = np.full(tables.files.count, -1, np.int32)
-        self._held: list[HeldFile] = []  # which stay open
+        self._held: dict[int, HeldFile] = {}  # which stay open
         self.is_local = True
         for number in np.flatnonzero(np.bincount(self._which)).tolist():
-            self._held.append(held := self._files.get(number))
+            held = self._held[number] = self._files.get(number)
             found[number] = held.descriptor
             self.is_local &= held.descriptor >= 0
         self.descriptors: NDArray[np.int32] = found.take(self._which)
 
     def shard(self, slot: int) -> OpenShard:
         """Return the shard of a sample."""
-        return self._files.get(int(self._which[slot])).shard
+        return self._held[int(self._which[slot])].shard
 
     def look_again(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Look whether shards that were still being fetched are there.
@@ -226,9 +226,8 @@ class Opened:
             Those of the slots whose shards are there now, with a descriptor.
         """
         for number in {*self._which[slots].tolist()}:
-            self._held.append(self._files.get(number))
-            own = slots[self._which[slots] == number]
-            self.descriptors[own] = self._held[-1].descriptor
+            held = self._held[number] = self._files.get(number)
+            self.descriptors[slots[self._which[slots] == number]] = held.descriptor
         return slots[self.descriptors[slots] >= 0]
 
 

@@ -116,7 +116,7 @@ class ReadAhead:
 
         Args:
             planned: samples of the batch, and of others after it.
-            slots: those of the batch.
+            slots: places of the batch's samples among the planned ones.
         """
         count = slots.stop - slots.start
         entered = {} if not self._orders else self._enter_windows(planned.part(slots))

@@ -660,7 +660,7 @@ class HeldFiles:
         """Return a shard with its file.
 
         Args:
-            number: number of the shard among these.
+            number: place of the shard in the list of shards.
 
         Raises:
             IndexFileError, TarError, OSError: see OpenShard.open.

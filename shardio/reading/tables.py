@@ -116,8 +116,8 @@ def _locate(
     Args:
         groups: shards, and their samples.
         back: int64 [B], place of each slot's sample in the groups.
-        entries: see make_tables.
-        strict: see make_tables.
+        entries: alternatives of each entry.
+        strict: entries of which a sample must not have more than one alternative.
     """
     names = (*chain(*entries),)
     found = join_places([shard.places_of(samples, names) for shard, samples in groups])
