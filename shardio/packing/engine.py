@@ -24,8 +24,8 @@ from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
+from multiprocessing.synchronize import Event, Semaphore
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, get_args
 
 from shardio.checks import one_of, whole_number
 from shardio.errors import PackError, SituationError, UsageError, argument
@@ -85,6 +85,20 @@ class Engine(Protocol):
         """
 
 
+class _Shared(NamedTuple):
+    """What all processes of a run share.
+
+    Attributes:
+        counter: number of samples done.
+        start: what each process acquires once, released when all tasks are waiting.
+        stop: set when tasks must stop.
+    """
+
+    counter: Synchronized[int]
+    start: Semaphore
+    stop: Event
+
+
 class LocalEngine:
     """Runs tasks in processes of this machine; see Engine.
 
@@ -104,11 +118,16 @@ class LocalEngine:
             here = _Here(advance)
             return [work(task, here) for task in tasks]
         context = multiprocessing.get_context()
-        counter, stop = context.Value("q", 0), context.Event()
-        with _without_opencv_threads(), _processes(jobs, counter, stop) as pool:
-            running: list[Future[R]] = [pool.submit(_do, work, task) for task in tasks]
-            _watch(running, counter, advance)
-            stop.set()  # if one failed; cancelled here, others would break the pool's own thread
+        shared = _Shared(context.Value("q", 0), context.Semaphore(0), context.Event())
+        with _without_opencv_threads(), _processes(jobs, shared) as pool:
+            try:
+                running: list[Future[R]] = [pool.submit(_do, work, task) for task in tasks]
+            finally:
+                for _ in range(jobs):
+                    shared.start.release()
+            _watch(running, shared.counter, advance)
+            # If one failed; cancelled here, others would break the pool's own thread.
+            shared.stop.set()
             return _results(running)
 
 
@@ -122,13 +141,13 @@ def _without_opencv_threads() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _processes(jobs: int, counter: Synchronized[int], stop: Event) -> Iterator[ProcessPoolExecutor]:
+def _processes(jobs: int, shared: _Shared) -> Iterator[ProcessPoolExecutor]:
     """Start processes, which have ended in one way or another when the context ends."""
     pool = ProcessPoolExecutor(
         jobs,
         mp_context=multiprocessing.get_context(),
         initializer=_begin,
-        initargs=(counter, stop),
+        initargs=(shared,),
     )
     patience = _PATIENCE
     try:
@@ -140,7 +159,7 @@ def _processes(jobs: int, counter: Synchronized[int], stop: Event) -> Iterator[P
             remedy="run the same command again to go on, with fewer jobs",
         ) from error
     finally:
-        stop.set()
+        shared.stop.set()
         ours = [*(pool._processes or {}).values()]  # from Python 3.14 on kill_workers does this
         pool.shutdown(wait=False, cancel_futures=True)
         end = time.monotonic() + patience
@@ -194,9 +213,9 @@ class _Here:
 class _There:
     """The ticker of tasks in another process, by a counter and an event that all share."""
 
-    def __init__(self, counter: Synchronized[int], stop: Event) -> None:
-        self._counter = counter
-        self.stop = stop
+    def __init__(self, shared: _Shared) -> None:
+        self._counter = shared.counter
+        self.stop = shared.stop
         self._kept = 0
 
     def tick(self, count: int) -> None:
@@ -218,10 +237,11 @@ class _There:
 _tickers: list[_There] = []  # of a process that runs tasks, one
 
 
-def _begin(counter: Synchronized[int], stop: Event) -> None:
+def _begin(shared: _Shared) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and says what to do
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _tickers.append(_There(counter, stop))
+    _tickers.append(_There(shared))
+    shared.start.acquire()  # a process that dies while tasks are added breaks the pool's own thread
 
 
 def _end_with_parent() -> None:
