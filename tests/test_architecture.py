@@ -36,8 +36,8 @@ LAYERS = {
     "options": set(),
     "processes": set(),
     "naming": set(),
-    "storage": {"errors", "checks", "processes"},
-    "tar": {"errors"},
+    "storage": {"errors", "checks", "processes", "native"},
+    "tar": {"errors", "native"},
     "native": {"errors", "processes", "fields"},
     "fields": {"errors", "processes", "native"},
     "batchwise": {"errors", "checks", "planning"},
@@ -52,13 +52,13 @@ LAYERS = {
     },
     "packing": {
         *{"errors", "checks", "naming", "options", "processes", "indexing"},
-        *{"storage", "tar", "planning", "fields"},
+        *{"storage", "tar", "planning", "fields", "native"},
     },
     "conversion": {"errors", "checks", "naming", "storage", "tar", "indexing", "fields", "packing"},
     "inspection": {
         *{"errors", "checks", "naming", "options", "storage", "tar"},
         *{"fields", "indexing", "planning", "reading", "buckets"},
-        "packing",
+        *{"packing", "native"},
     },
     "profiling": {
         *{"errors", "processes", "storage", "fields", "transforms", "indexing", "planning"},

@@ -18,7 +18,6 @@ import errno
 import hashlib
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -52,6 +51,7 @@ from shardio.indexing.shard_index import ShardIndex, read_index
 from shardio.inspection.contents import FieldCheck, FieldTotals, Place, Statistics
 from shardio.inspection.counts import FieldSet, count_field_sets
 from shardio.inspection.findings import Finding, Findings, ScopedShard
+from shardio.native.crc32 import crc32
 from shardio.packing.engine import Ticker
 from shardio.packing.listing import hash_key
 from shardio.storage.base import StoredBytes, restore
@@ -213,7 +213,7 @@ class Comparison:
 
     def _fits(self, cell: int, data: memoryview) -> bool:
         sums = self._index.checksums
-        return sums is None or sums.item(cell) == zlib.crc32(data)
+        return sums is None or sums.item(cell) == crc32(data)
 
     def _add(self, what: str, key: str, field: str, offset: int) -> None:
         self.differences += 1

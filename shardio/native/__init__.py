@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-VERSION = 3
+VERSION = 4
 """Version of what crosses to the library; `version.c` has the same."""
 
 _LIBRARY = Path(__file__).with_name("_core.so")

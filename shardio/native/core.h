@@ -47,7 +47,7 @@ struct axis {
 };
 
 /* crc32.c: CRC-32 as zlib.crc32 computes it; begins with 0. */
-uint32_t crc32_of(uint32_t crc, const uint8_t *data, size_t size);
+EXPORTED uint32_t shardio_crc32(uint32_t crc, const uint8_t *data, size_t size);
 
 /* inflate.c: inflates a zlib stream into memory; DONE only if zlib would find it sound and it gives
  * exactly size bytes. Of an unsound one, some may be written. */

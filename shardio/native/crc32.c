@@ -12,7 +12,7 @@
 #include <arm_acle.h>
 #include <string.h>
 
-uint32_t crc32_of(uint32_t crc, const uint8_t *data, size_t size)
+uint32_t shardio_crc32(uint32_t crc, const uint8_t *data, size_t size)
 {
     crc = ~crc;
     for (; size >= 8; data += 8, size -= 8) {
@@ -117,7 +117,7 @@ WITH_FOLDING static uint32_t from_folding(uint32_t crc, const uint8_t *data, siz
 }
 #endif
 
-uint32_t crc32_of(uint32_t crc, const uint8_t *data, size_t size)
+uint32_t shardio_crc32(uint32_t crc, const uint8_t *data, size_t size)
 {
     crc = ~crc;
 #if defined(__x86_64__)

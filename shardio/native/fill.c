@@ -107,11 +107,11 @@ static enum status verify(const struct samples *all, int64_t cell, struct member
       if (read_at(file, again, size, first) != DONE) return UNSOUND;
       header = again;
     }
-    if (crc32_of(0, header, (size_t)size) != all->headers[cell]) return UNSOUND;
+    if (shardio_crc32(0, header, (size_t)size) != all->headers[cell]) return UNSOUND;
   }
   const uint8_t *data = member.bytes + (offset - member.start);
   if (all->checksums != NULL &&
-      crc32_of(0, data, (size_t)all->sizes[cell]) != all->checksums[cell])
+      shardio_crc32(0, data, (size_t)all->sizes[cell]) != all->checksums[cell])
     return UNSOUND;
   return DONE;
 }

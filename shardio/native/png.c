@@ -59,7 +59,7 @@ static int next_chunk(const uint8_t *data, size_t size, struct chunk *chunk)
 
 static int is_intact(const uint8_t *data, const struct chunk *chunk)
 {
-    uint32_t found = crc32_of(0, data + chunk->start - 4, chunk->length + 4);
+    uint32_t found = shardio_crc32(0, data + chunk->start - 4, chunk->length + 4);
     return found == number(data + chunk->start + chunk->length);
 }
 

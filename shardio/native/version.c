@@ -20,7 +20,7 @@ EXPORTED extern const char shardio_core_build[];
 const char shardio_core_build[] = SHARDIO_BUILD;
 
 /* VERSION in __init__.py is the same. Both go up whenever what crosses to Python changes. */
-int shardio_core_version(void) { return 3; }
+int shardio_core_version(void) { return 4; }
 
 const char *shardio_core_libraries(void) {
   return "libjpeg-turbo " TEXT_OF(LIBJPEG_TURBO_VERSION);

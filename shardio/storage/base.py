@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from shardio.checks import is_whole, require
 from shardio.errors import ShardioError, TarError
+from shardio.native.crc32 import crc32
 
 _PIECE = 1 << 20  # bytes of a file that are held at once
 
@@ -162,7 +162,7 @@ class StoredBytes:
         """Return the CRC-32 of some of the bytes."""
         checksum = 0
         for piece in self.pieces(start, start + size):
-            checksum = zlib.crc32(piece, checksum)
+            checksum = crc32(piece, checksum)
         return checksum
 
     def sha256(self) -> str:

@@ -11,11 +11,11 @@ file. A member's data are thus copied once, from the page cache to their place i
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
 from shardio.errors import UsageError, quoted
+from shardio.native.crc32 import crc32
 from shardio.tar.header import (
     BLOCK,
     FILE,
@@ -195,8 +195,7 @@ class ArchiveWriter:
         self._buffer[self._used : start] = header
         self._buffer[end : end + -size % BLOCK] = padding(size)
         self._used = end + -size % BLOCK
-        checksum = zlib.crc32(self._data)
-        return Placed(self._flushed + start, size, checksum)
+        return Placed(self._flushed + start, size, crc32(self._data))
 
     def finish(self) -> str:
         """Write the end of the archive and return its SHA-256 in hexadecimal."""

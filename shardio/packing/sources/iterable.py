@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.boundary import not_of_the_data
 from shardio.fields.defaults import type_of
+from shardio.native.crc32 import crc32
 from shardio.packing.layout import VALUES_NAME
 from shardio.packing.sources.base import (
     FromFile,
@@ -108,7 +108,7 @@ class IterableSource:
                         continue
                     origin, data = self._encode(place, field, value)
                     if origin is None:
-                        origin = FromRange(path, end, len(data), zlib.crc32(data))
+                        origin = FromRange(path, end, len(data), crc32(data))
                         end += stream.write(data)
                     if field.lower() == LABEL_FIELD:
                         label = _label_of(data)

@@ -18,7 +18,6 @@ import hashlib
 import os
 import stat
 import sys
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from shardio.errors import PackError
+from shardio.native.crc32 import crc32
 from shardio.packing.sources.base import (
     FromFile,
     FromMemory,
@@ -382,9 +382,9 @@ def _limited(size: int) -> int:
 
 def _check_range(path: bytes, origin: FromRange, headers: memoryview, data: memoryview) -> None:
     """Compare a part of a file, and the headers before it, with what was listed."""
-    if zlib.crc32(headers) != origin.headers:
+    if crc32(headers) != origin.headers:
         raise _moved(path, origin)
-    if origin.checksum not in (None, zlib.crc32(data)):
+    if origin.checksum not in (None, crc32(data)):
         raise UnpackableError(
             f"the data at offset {origin.offset} of {text_of(path)} is not what was packed "
             "(CRC-32 differs)"

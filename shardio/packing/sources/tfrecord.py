@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from shardio.fields.arrays import decode_cls
 from shardio.fields.base import BYTES, LABEL_FIELD
 from shardio.fields.defaults import type_of
 from shardio.indexing.parts import expand_pattern
+from shardio.native.crc32 import crc32
 from shardio.packing.sources.base import (
     FromMemory,
     FromRange,
@@ -310,7 +310,7 @@ class _FieldCollector:
             )
         offset, size = feature[0]
         with memoryview(self._record.data) as data:
-            checksum = zlib.crc32(data[offset : offset + size])
+            checksum = crc32(data[offset : offset + size])
         return FromRange(self._path, self._record.offset + offset, size, checksum)
 
     def _listed(self, name: str, feature: Feature) -> list[int] | list[float] | list[str]:
