@@ -44,7 +44,7 @@ LAYERS = {
     "transforms": {"errors", "checks", "fields"},
     "buckets": {"checks", "fields", "transforms"},
     "padded": {"errors", "checks", "fields", "transforms"},
-    "indexing": {"errors", "naming", "processes", "storage", "tar", "fields"},
+    "indexing": {"errors", "naming", "processes", "native", "storage", "tar", "fields"},
     "planning": set(),
     "reading": {
         *{"errors", "checks", "processes", "native", "indexing"},

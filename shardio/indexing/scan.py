@@ -32,6 +32,7 @@ from shardio.fields.defaults import is_sized, size_of
 from shardio.fields.probe import PictureSize
 from shardio.indexing.shard_index import ShardIndex, make_rare
 from shardio.naming import MemberName, split_member_name, why_no_sample
+from shardio.native.checksum import crc32
 from shardio.storage.base import StoredBytes
 from shardio.storage.location import Location, locate
 from shardio.tar.reader import MISSING_END, Members, scan_members
@@ -333,7 +334,7 @@ def _look_at(
     if size > _MOST_PROBED or not is_sized(field, types):
         return data.crc32(offset, size), None
     content = data[offset : offset + size]
-    return zlib.crc32(content), size_of(field, content, types)
+    return crc32(content), size_of(field, content, types)
 
 
 def _with_headers(index: ShardIndex, members: Members, data: StoredBytes) -> ShardIndex:

@@ -51,7 +51,7 @@ from shardio.indexing.shard_index import ShardIndex, read_index
 from shardio.inspection.contents import FieldCheck, FieldTotals, Place, Statistics
 from shardio.inspection.counts import FieldSet, count_field_sets
 from shardio.inspection.findings import Finding, Findings, ScopedShard
-from shardio.native.crc32 import crc32
+from shardio.native.checksum import crc32
 from shardio.packing.engine import Ticker
 from shardio.packing.listing import hash_key
 from shardio.storage.base import StoredBytes, restore

@@ -86,17 +86,22 @@ class Engine(Protocol):
 
 
 class _Shared(NamedTuple):
-    """What all processes of a run share.
+    """Objects shared by all processes of a run.
 
     Attributes:
         counter: number of samples done.
-        start: what each process acquires once, released when all tasks are waiting.
-        stop: set when tasks must stop.
+        start: semaphore that each process acquires once, released when all tasks are submitted.
+        stop: event that tells tasks to stop.
     """
 
     counter: Synchronized[int]
     start: Semaphore
     stop: Event
+
+    def let_begin(self, jobs: int) -> None:
+        """Have processes begin with their tasks."""
+        for _ in range(jobs):
+            self.start.release()
 
 
 class LocalEngine:
@@ -120,11 +125,8 @@ class LocalEngine:
         context = multiprocessing.get_context()
         shared = _Shared(context.Value("q", 0), context.Semaphore(0), context.Event())
         with _without_opencv_threads(), _processes(jobs, shared) as pool:
-            try:
-                running: list[Future[R]] = [pool.submit(_do, work, task) for task in tasks]
-            finally:
-                for _ in range(jobs):
-                    shared.start.release()
+            running: list[Future[R]] = [pool.submit(_do, work, task) for task in tasks]
+            shared.let_begin(jobs)
             _watch(running, shared.counter, advance)
             # If one failed; cancelled here, others would break the pool's own thread.
             shared.stop.set()
@@ -160,6 +162,7 @@ def _processes(jobs: int, shared: _Shared) -> Iterator[ProcessPoolExecutor]:
         ) from error
     finally:
         shared.stop.set()
+        shared.let_begin(jobs)  # those that wait since not all tasks were taken, to stop
         ours = [*(pool._processes or {}).values()]  # from Python 3.14 on kill_workers does this
         pool.shutdown(wait=False, cancel_futures=True)
         end = time.monotonic() + patience
@@ -241,7 +244,7 @@ def _begin(shared: _Shared) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and says what to do
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _tickers.append(_There(shared))
-    shared.start.acquire()  # a process that dies while tasks are added breaks the pool's own thread
+    shared.start.acquire()  # so that no task ends a process while others are submitted
 
 
 def _end_with_parent() -> None:

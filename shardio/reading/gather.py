@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardio.indexing.shard_index import are_aligned
-from shardio.native.crc32 import crc32
+from shardio.native.checksum import crc32
 from shardio.planning.epoch import References
 from shardio.processes import new_lock
 from shardio.reading.shards import Entries, OpenShard, Places, ShardPool

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from shardio.errors import RemoteError, SampleError, ShardioError, TarError, quoted
 from shardio.indexing.entry import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, decode_key
-from shardio.native.crc32 import crc32
+from shardio.native.checksum import crc32
 from shardio.processes import new_lock
 from shardio.storage.base import StoredFile, restore
 from shardio.storage.downloads import ComingShard, Downloads

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from shardio.checks import is_whole, require
 from shardio.errors import ShardioError, TarError
-from shardio.native.crc32 import crc32
+from shardio.native.checksum import crc32
 
 _PIECE = 1 << 20  # bytes of a file that are held at once
 

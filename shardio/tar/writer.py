@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
 from shardio.errors import UsageError, quoted
-from shardio.native.crc32 import crc32
+from shardio.native.checksum import crc32
 from shardio.tar.header import (
     BLOCK,
     FILE,

@@ -21,7 +21,7 @@ from shardio.fields.arrays import decode_cls
 from shardio.fields.base import LABEL_FIELD, FieldType
 from shardio.fields.boundary import not_of_the_data
 from shardio.fields.defaults import type_of
-from shardio.native.crc32 import crc32
+from shardio.native.checksum import crc32
 from shardio.packing.layout import VALUES_NAME
 from shardio.packing.sources.base import (
     FromFile,

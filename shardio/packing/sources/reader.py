@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from shardio.errors import PackError
-from shardio.native.crc32 import crc32
+from shardio.native.checksum import crc32
 from shardio.packing.sources.base import (
     FromFile,
     FromMemory,

@@ -26,7 +26,7 @@ from shardio.fields.arrays import decode_cls
 from shardio.fields.base import BYTES, LABEL_FIELD
 from shardio.fields.defaults import type_of
 from shardio.indexing.parts import expand_pattern
-from shardio.native.crc32 import crc32
+from shardio.native.checksum import crc32
 from shardio.packing.sources.base import (
     FromMemory,
     FromRange,
