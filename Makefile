@@ -120,6 +120,7 @@ bench: $(PEERS_READY) native
 	$(PEERS)/bin/python tools/bench/pipelines.py --markdown docs/pages/benchmarks-pipelines.md
 	$(PEERS)/bin/python tools/bench/tasks.py --markdown docs/pages/benchmarks-tasks.md
 	$(PEERS)/bin/python tools/bench/packing.py
+	$(PEERS)/bin/python tools/bench/parts.py
 	$(PEERS)/bin/python tools/bench/scale.py
 	$(PEERS)/bin/python tools/bench/remote.py
 
