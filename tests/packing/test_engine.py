@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -99,6 +99,26 @@ def test_an_error_stops_the_other_tasks(tmp_path: Path, bad: int) -> None:
     with pytest.raises(shardio.PackError, match=f"task {bad}"):
         LocalEngine(2).run(partial(fail_one, str(begun)), tasks, None)
     assert len(begun.read_text().split()) <= 2
+
+
+class EndingEarly(list[Numbers]):
+    """Tasks of which the last one cannot be made, as when Ctrl-C comes meanwhile."""
+
+    def __iter__(self) -> Iterator[Numbers]:
+        yield from super().__iter__()
+        time.sleep(0.3)  # in which a process would begin
+        raise KeyboardInterrupt
+
+
+def test_no_task_begins_before_all_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_PATIENCE", 600.0)  # the test's own limit is 180
+    begun = tmp_path / "begun"
+    tasks = EndingEarly([Numbers([number, -1]) for number in range(20)])
+    with pytest.raises(KeyboardInterrupt):
+        LocalEngine(2).run(partial(fail_one, str(begun)), tasks, None)
+    assert not begun.exists()
 
 
 def test_a_process_that_is_killed_is_an_error_with_a_way_out() -> None:
