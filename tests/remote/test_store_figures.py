@@ -188,8 +188,10 @@ def test_a_profile_that_a_store_does_not_limit_says_what_it_could_deliver(
     photos: Path, serve: Callable[..., Nginx]
 ) -> None:
     web = serve(folder=photos)
-    words = ["profile", web.url, "--seconds", "0.3", "--threads", "0"]
-    done = CliRunner().invoke(commands, words, catch_exceptions=False)
+    words = ["profile", web.url, "--threads", "0", "--seconds"]
+    done = CliRunner().invoke(commands, [*words, "0.3"], catch_exceptions=False)
+    if "too short to tell" in done.output:  # as on a busy machine
+        done = CliRunner().invoke(commands, [*words, "3"], catch_exceptions=False)
     assert done.exit_code == 0
     said = " ".join(done.stdout.split())
     assert "store, first byte" in said
