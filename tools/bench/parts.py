@@ -2,15 +2,15 @@
 
 Usage: python tools/bench/parts.py [--photos DIR] [--count N] [--rounds 5] [--place DIR]
 
-Without --photos (one subfolder per class), crops of scikit-learn's two photos are used. The machine
-should be idle.
+--photos names a folder with one subfolder per class. Without it, crops of scikit-learn's two photos
+are used. The machine should be idle.
 
-Packing: the parts are measured alone, in one thread, on the same files, with a warm page cache.
-The bound is the time of two processes that do nothing but these parts, half of them each, after
-the command has started. GNU tar writes the same files to one tar, which is synced.
+Packing: each part is measured alone, in one thread, then the whole command with one job and two.
+All take the same files, with a warm page cache. The row "calculated" is the start of the command,
+and half of the other parts. GNU tar writes the same files to one tar, which is synced.
 
-Reading: one thread, the default order of a training loop. The native core counts the time of its
-stages; reading includes verifying by CRC-32. Python is the rest of the loop's time.
+Reading: one thread, in shuffled order. The native core measures its own stages; its column "read"
+includes the CRC-32 check. The column "Python" is the time of the loop outside the core.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from workloads import SHARDS, WORKLOADS
 PIECE = 1 << 20  # bytes that are packed at once
 BATCHES = 100
 STAGES = ("read", "decode", "resize")
-START, TAR = "the command starts", "GNU tar, synced"
-HALVED = ("copying and syncing", "codes of the JPEGs", "SHA-256", "CRC-32")
+START, TAR = "starting the command", "GNU tar, synced"
+HALVED = ("copying and syncing", "checking the JPEGs' codes", "SHA-256", "CRC-32")
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -105,7 +105,7 @@ def parts_of_packing(load: Load, place: Path, rounds: int) -> dict[str, Spread]:
     ways: dict[str, Callable[[], object]] = {
         START: start,
         "copying and syncing": lambda: copy(paths, place / "copied"),
-        "codes of the JPEGs": lambda: [are_sound_jpegs(piece) for piece in pieces(files)],
+        "checking the JPEGs' codes": lambda: [are_sound_jpegs(piece) for piece in pieces(files)],
         "SHA-256": lambda: [hashlib.sha256(data).digest() for data in files],
         "CRC-32": lambda: [crc32(data) for data in files],
         "shardio pack --jobs 1": whole(1),
@@ -133,7 +133,7 @@ def show_packing(load: Load, found: dict[str, Spread]) -> list[str]:
     lines += ["| part | seconds | × the time of GNU tar |", "|---|---|---|"]
     for name, seconds in found.items():
         lines.append(f"| {name} | {seconds.show('.3g')} | {seconds.median / tar:.3g} |")
-    lines.append(f"| two processes, these parts alone | {bound:.3g} | {bound / tar:.3g} |")
+    lines.append(f"| calculated: these parts in two processes | {bound:.3g} | {bound / tar:.3g} |")
     return lines
 
 
