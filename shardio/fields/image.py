@@ -550,7 +550,7 @@ def shrink_of(side: Any, ratio: Any) -> Any:
 
     Args:
         side: shorter side of the picture, or those of several.
-        ratio: how many times larger than the slot a crop is, or crops are.
+        ratio: size of a crop, or of several, divided by that of the slot.
     """
     steps = sum([(ratio >= least) * 1 for least in _LEAST_RATIOS])  # a generator takes longer
     return 1 << (side >= LEAST_SHRUNK) * steps

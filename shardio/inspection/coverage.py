@@ -25,13 +25,7 @@ from shardio.errors import UsageError, argument, counted, without_secrets
 from shardio.indexing.catalog import Catalog, open_catalog
 from shardio.indexing.shard_index import ShardIndex, encode_index
 from shardio.options import with_options
-from shardio.planning.epoch import (
-    DEFAULT_WINDOW,
-    EpochPlan,
-    References,
-    Tail,
-    steps_of_worker,
-)
+from shardio.planning.epoch import DEFAULT_WINDOW, EpochPlan, References, Tail, steps_of_worker
 from shardio.planning.order import SampleSequence
 from shardio.planning.samples import Samples
 from shardio.planning.traffic import fetched_bytes, shards_by_window, window_that_fits

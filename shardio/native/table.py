@@ -180,7 +180,7 @@ def resize_linear(
     Args:
         source: uint8 [h, w, channels] as shown, with contiguous rows: the crop's rectangle, or the
             whole picture at 1/shrink of its size.
-        axes: which pixels fill the slot, along the rows and along the columns.
+        axes: choice of the pixels that fill the slot, along the rows and along the columns.
         out: uint8 [h, w, channels], contiguous, where the result goes.
         flip: whether to mirror it.
     """

@@ -651,7 +651,7 @@ class ShardDataset(ResumableDataset):
             pool: pool of the shards.
             allocate: makes the arrays of batches.
             bucket: bucket of the samples; by default the largest one, if there are any.
-            shared: what it has in common with the readers of other buckets.
+            shared: objects in common with the readers of other buckets.
             stand_ins: whether other samples replace those that are bad or left out.
         """
         if bucket is None:

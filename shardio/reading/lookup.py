@@ -112,7 +112,7 @@ class Lookups:
     """Looks up the samples of consecutive batches together, once.
 
     Args:
-        finder: what looks samples up.
+        finder: finder of the dataset's samples.
         references: samples.
         uniforms: their random numbers, float64 [N, draws].
 

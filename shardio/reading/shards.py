@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,7 +30,6 @@ from numpy.typing import NDArray
 from shardio.errors import RemoteError, SampleError, ShardioError, TarError, quoted
 from shardio.indexing.entry import ShardEntry
 from shardio.indexing.shard_index import ShardIndex, decode_key
-from shardio.native.checksum import crc32
 from shardio.processes import new_lock
 from shardio.storage.base import StoredFile, restore
 from shardio.storage.downloads import ComingShard, Downloads
@@ -270,10 +270,10 @@ class OpenShard:
                 # After a read of several fields, the foremost header is read anew: whoever
                 # overwrites the shard meanwhile meets it first.
                 anew = whole is None or first == start
-                if crc32(file.read(first, size) if anew else data[:size]) != headers[cell]:
+                if zlib.crc32(file.read(first, size) if anew else data[:size]) != headers[cell]:
                     raise self._changed(sample, field, first + size)
                 data = memoryview(data)[size:]
-            if checksums is not None and crc32(data) != checksums[cell]:
+            if checksums is not None and zlib.crc32(data) != checksums[cell]:
                 raise self._damaged(sample, field, offsets[cell])
             stored.append(FieldBytes(field, data, checksums is not None))
         return stored

@@ -140,7 +140,7 @@ def local_copy(
 
     Raises:
         ShardioError: the temporary directory has no space, or cannot be written.
-        Exception: what `copy_to` raises.
+        Exception: any error of `copy_to`.
     """
     with explained():
         temporary = tempfile.TemporaryFile()  # noqa: SIM115  closed below

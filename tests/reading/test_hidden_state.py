@@ -58,7 +58,7 @@ def test_the_way_to_a_first_batch_is_short(
         calls = count_calls(dataset)
     own = {at: count for at, count in calls.items() if Path(at[0]).parent.name == "reading"}
     found = calls.total(), len(calls), sum(own.values()), len(own)
-    most = {"core": (472, 280, 235, 168), "python_path": (616, 260, 224, 129)}[way]
+    most = {"core": (472, 280, 235, 168), "python_path": (606, 258, 224, 129)}[way]
     assert all(each <= limit for each, limit in zip(found, most, strict=True)), found
 
 

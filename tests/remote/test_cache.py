@@ -86,19 +86,18 @@ def test_whole_shards_are_read_as_local_files_are(
 
 
 def test_half_of_the_set_in_the_cache_saves_half_of_the_bytes(serve: Serve, tmp_path: Path) -> None:
+    """A step is long enough for shards to come in time on a busy machine, too."""
     out = make_set(tmp_path / "out", shards=40)
     web = serve(folder=out)
     limit = 20 * shard_size(out) + index_bytes(out)
     dataset = open_set(web, tmp_path / "cache", cache_limit=limit)
-    read(dataset, PACE)
+    read(dataset, 5 * PACE)
     total = sum(path.stat().st_size for path in out.glob("*.tar"))
     for _ in range(2):
         web.forget()
-        assert len(read(dataset, PACE)) == 40 * SAMPLES
+        assert len(read(dataset, 5 * PACE)) == 40 * SAMPLES
         fetched = whole_gets(web).total() * shard_size(out) + ranges(web) * BYTES
-        # What leaves depends on when shards come: a few more are fetched on a busy machine. A cache
-        # that lets go of what was used longest ago would save 0.5 - ln(2) / 2, which is 0.15.
-        assert 1 - fetched / total >= 0.44
+        assert 1 - fetched / total >= 0.49
         assert bytes_of(tmp_path / "cache" / "remote") <= limit
 
 

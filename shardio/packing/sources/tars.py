@@ -145,7 +145,7 @@ class TarSource:
         Raises:
             IndexFileError: an index is stale or damaged.
             TarError: a shard was changed after it was looked through.
-            PackError: what the predicate looks at cannot be read, or it chooses no sample.
+            PackError: a field that the predicate looks at cannot be read, or it chooses no sample.
         """
         missing, junk, stored = set(self.keys or ()), Counter[str](), self.stored
         chosen = 0
