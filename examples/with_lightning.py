@@ -90,6 +90,7 @@ def train(folder: Path, epochs: int = 5, processes: int = 1) -> None:
     )
     loaders = shardio.Loader(dataset), shardio.Loader(held_out)
     trainer.fit(Classifier(len(dataset.classes or ())), *loaders, ckpt_path="last")
+    dist.destroy_process_group()  # whose threads may else abort a process that ends
 
 
 if __name__ == "__main__":

@@ -85,12 +85,14 @@ def train(folder: Path, epochs: int = 5) -> None:
     trainer = ShardTrainer(network, arguments, train_dataset=dataset, eval_dataset=held_out)
     loader = shardio.Loader(dataset, device=arguments.device)
     trainer.loaders = loader, shardio.Loader(held_out, device=arguments.device)
+    Path(arguments.output_dir).mkdir(exist_ok=True)  # another process may not have made it yet
     checkpoint = get_last_checkpoint(arguments.output_dir)
     if checkpoint:  # the number of steps is all that the loader needs
         state = json.loads(Path(checkpoint, "trainer_state.json").read_text("utf-8"))
         epoch, step = divmod(state["global_step"], len(loader))
         loader.load_state_dict(loader.state_dict() | {"epoch": epoch, "step": step})
     trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.accelerator.end_training()  # whose threads may else abort a process that ends
 
 
 if __name__ == "__main__":

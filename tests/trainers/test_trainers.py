@@ -10,11 +10,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from shardio.testing import make_shard
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = [*range(50)]
+PATIENCE = 150  # seconds; a tenth is enough on an idle machine
 WAY_OUT = r"UsageError: accelerate divides among the ranks .* give prepare\(\) a shardio.Loader, or"
 Found = dict[str, list[Any]]
 
@@ -61,13 +65,43 @@ def _run_ranks(trainer: str, shard: Path, out: Path) -> None:
         ranks = [{}]
     script = Path(__file__).with_name("ways.py")
     command = [sys.executable, *map(str, [script, trainer, shard, out])]
-    with (out / "log").open("w") as log:
+    log = out / "log"
+    with log.open("w") as stream:
         running = [
-            subprocess.Popen(command, env={**os.environ, **own, **rank}, stdout=log, stderr=log)
+            subprocess.Popen(
+                command,
+                env={**os.environ, **own, **rank},
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,  # so that its workers are found, too
+            )
             for rank in ranks
         ]
-    failed = [process.wait() for process in running]
-    assert not any(failed), (out / "log").read_text()[-3000:]
+    try:
+        until = time.monotonic() + PATIENCE
+        while (ended := _ended(running)) is None and time.monotonic() < until:
+            time.sleep(0.05)
+        if ended is None:
+            _signal(running, signal.SIGUSR1)  # each process writes its stacks into the log
+            time.sleep(2)
+    finally:
+        _signal(running, signal.SIGKILL)
+        for process in running:
+            process.wait()
+    results = "".join(file.read_text() for file in sorted(out.glob("[01]")))
+    assert ended, f"{log.read_text()[-20_000:]}\n{results}"
+
+
+def _ended(running: list[subprocess.Popen[bytes]]) -> bool | None:
+    """Return whether all ranks have ended well; None while they run, and none has failed."""
+    codes = [process.poll() for process in running]
+    return False if any(codes) else None if None in codes else True
+
+
+def _signal(running: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    for process in running:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
 
 
 def _read(out: Path) -> Found:

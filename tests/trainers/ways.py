@@ -9,9 +9,12 @@ what is expected, see test_trainers.py.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -404,7 +407,13 @@ def lightning() -> None:
 FUNCTIONS = accelerate, ignite, lightning, lightning_forks, lightning_launches
 WAYS = {f.__name__: f for f in (*FUNCTIONS, torchdata, transformers)}
 
+if sys.version_info < (3, 12):  # gh-112275: a worker hangs in its fork if a thread of gloo, which
+    # lets go of the tensors of a collective, asks for the interpreter's lock at the same time
+    os.register_at_fork(before=lambda: time.sleep(0.05))
+
 if __name__ == "__main__":
+    faulthandler.enable()  # in its workers, too
+    faulthandler.register(signal.SIGUSR1)
     WAYS[sys.argv[1]]()
     if torch.distributed.is_initialized():  # not where it forked the ranks
         torch.distributed.barrier()
