@@ -4,8 +4,7 @@
     shardio pack digits/images digits --shards 4 --split train=0.8,val=0.2
     torchrun --nproc-per-node 2 examples/with_transformers.py digits [EPOCHS]
 
-Trainer would divide again what a dataset has divided, so it gets loaders of shardio. A run that was
-killed goes on in the middle of the epoch.
+Trainer would divide a dataset again, so it gets loaders. A killed run goes on in mid-epoch.
 """
 
 import json
@@ -74,17 +73,16 @@ class ShardTrainer(Trainer):
 def train(folder: Path, epochs: int = 5) -> None:
     options: dict[str, Any] = {"transform": WHOLE, "global_batch_size": 32, "tail": "even"}
     dataset = shardio.ShardDataset(folder / "train", shuffle=True, **options)
-    held_out = shardio.ShardDataset(folder / "val", **options)
+    val = shardio.ShardDataset(folder / "val", **options)
     arguments = TrainingArguments(
         str(folder / "transformers"), num_train_epochs=epochs, learning_rate=1e-2, save_steps=20,
         lr_scheduler_type="constant", eval_strategy="epoch", ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(), report_to="none", disable_tqdm=True,
         ignore_data_skip=True,  # the loader begins at its position, and reads nothing before it
     )  # fmt: skip
-    network = Classifier(len(dataset.classes or ()))
-    trainer = ShardTrainer(network, arguments, train_dataset=dataset, eval_dataset=held_out)
-    loader = shardio.Loader(dataset, device=arguments.device)
-    trainer.loaders = loader, shardio.Loader(held_out, device=arguments.device)
+    network, device = Classifier(len(dataset.classes or ())), arguments.device
+    trainer = ShardTrainer(network, arguments, train_dataset=dataset, eval_dataset=val)
+    loader, _ = trainer.loaders = [shardio.Loader(d, device=device) for d in (dataset, val)]
     Path(arguments.output_dir).mkdir(exist_ok=True)  # another process may not have made it yet
     checkpoint = get_last_checkpoint(arguments.output_dir)
     if checkpoint:  # the number of steps is all that the loader needs
